@@ -1,0 +1,1 @@
+//! The table of all environment variables and defaults, read once into an immutable [`Config`].

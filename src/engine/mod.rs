@@ -1,0 +1,279 @@
+//! Batch in, logits out.
+//!
+//! An [`Engine`] computes; it knows neither text nor users nor JSON. It lives and dies on one thread (it is not
+//! `Send`), so it is made *on* that thread by [`load`]. Implementations: [`scripted`] plays tokens back, `llama` (feature
+//! `llama`) runs any GGUF through llama.cpp. The scheduler does not change when an engine is added.
+//!
+//! Caches of DeepSeek-V4 are compressed and cannot be cut at an arbitrary position, so there is no "truncate":
+//! one remembers a [`Checkpoint`] and comes back to it. What an engine cannot do it says in [`EngineInfo::support`] and
+//! answers with [`Error::Unsupported`]; it never aborts the process.
+
+use std::any::Any;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::ids::{Pos, SeqId, TokenId};
+
+pub mod scripted;
+
+/// Computes logits for batches of tokens. Lives and dies on one thread.
+pub trait Engine {
+    /// Vocabulary, context, memory, and which of the calls below are supported.
+    fn info(&self) -> &EngineInfo;
+
+    /// Runs every token of `batch`; writes one row into `out` per token that asked for one, in batch order.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] when the batch breaks a rule of [`Batch`]; [`Error::Aborted`] when [`Settings::abort`] was
+    /// raised; the sequences of a failed step must be released.
+    fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error>;
+
+    /// Remembers the present state of `seq`.
+    fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error>;
+
+    /// Brings `seq` back to a state it, or another sequence, had. What was computed since is dropped.
+    fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error>;
+
+    /// Makes the empty sequence `to` equal to `from`, at its end or at an earlier checkpoint of it.
+    fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error>;
+
+    /// Forgets everything about `seq`. Releasing an empty sequence is fine.
+    fn release(&mut self, seq: SeqId);
+
+    /// Writes the state of `seq` in a form that [`Engine::restore`] of the same engine and file reads.
+    fn save(&mut self, seq: SeqId, to: &mut dyn Write) -> Result<(), Error>;
+
+    /// Reads a saved state into the empty sequence `seq`; gives the position of its next token.
+    fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error>;
+}
+
+/// What a token's row of output shall hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// `f32 [n_vocab]`
+    Logits,
+    /// `f32 [n_embd]`, pooled over the sequence as the model's metadata says.
+    Embedding,
+    /// The residual streams after the last layer, `f32 [n_embd, n_hc]`.
+    Hidden,
+}
+
+/// One token of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    pub token: TokenId,
+    pub seq: SeqId,
+    /// The next free position of `seq` at this point of the batch: positions have no gaps and no overlaps.
+    pub pos: Pos,
+    pub output: Option<Output>,
+}
+
+/// What one step computes: at most `EngineInfo::n_batch` tokens, those of one sequence consecutive and in order.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub tokens: Vec<BatchToken>,
+}
+
+/// Rows of numbers, one per token that asked for one. Reused from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    data: Vec<f32>,
+    ends: Vec<usize>,
+}
+
+impl Outputs {
+    pub fn clear(&mut self) {
+        self.data.clear();
+        self.ends.clear();
+    }
+
+    /// Appends a row of `len` zeros and gives it out to be filled.
+    pub fn push_row(&mut self, len: usize) -> &mut [f32] {
+        let start = self.data.len();
+        self.data.resize(start + len, 0.0);
+        self.ends.push(self.data.len());
+        &mut self.data[start..]
+    }
+
+    pub fn rows(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Row `i` in the order in which the batch asked for them.
+    pub fn row(&self, i: usize) -> &[f32] {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        &self.data[start..self.ends[i]]
+    }
+
+    /// As [`Outputs::row`], for samplers that work in place.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        &mut self.data[start..self.ends[i]]
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepStats {
+    pub tokens: usize,
+    pub seconds: f64,
+}
+
+/// A remembered state of one sequence. Cheap to clone; the engine that made it knows what is inside.
+#[derive(Clone)]
+pub struct Checkpoint {
+    /// Position of the next token.
+    pub pos: Pos,
+    /// Memory it keeps alive, for whoever budgets checkpoints.
+    pub bytes: usize,
+    pub(crate) state: Arc<dyn Any + Send + Sync>,
+}
+
+/// Which optional calls an engine answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Support {
+    pub logits: bool,
+    pub embedding: bool,
+    pub hidden: bool,
+    pub checkpoint: bool,
+    pub fork: bool,
+    pub save: bool,
+}
+
+/// Where the memory of a loaded model goes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub weights: u64,
+    /// KV cache of all sequences together.
+    pub kv: u64,
+    pub compute: u64,
+    /// The part of the sum that lives in GPU memory.
+    pub device: u64,
+}
+
+impl Memory {
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.compute
+    }
+}
+
+/// What is loaded and what it can do.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// `llama` or `scripted`.
+    pub engine: &'static str,
+    /// The GGUF's `general.architecture`.
+    pub architecture: String,
+    pub n_vocab: usize,
+    pub n_embd: usize,
+    /// Tokens that one sequence may hold.
+    pub n_ctx: usize,
+    pub n_ctx_train: usize,
+    pub n_seq_max: usize,
+    /// Most tokens of one step.
+    pub n_batch: usize,
+    pub memory: Memory,
+    pub support: Support,
+}
+
+/// Which engine runs a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The best engine of this build for the file's architecture.
+    #[default]
+    Auto,
+    Llama,
+    Scripted,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// Element type of cached keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    F32,
+    #[default]
+    F16,
+    Q8_0,
+    Q4_0,
+}
+
+/// Everything decided before a model is loaded.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Context of one sequence, in tokens; 0 = what the model was trained for.
+    pub n_ctx: usize,
+    /// Sequences held at once.
+    pub n_seq_max: usize,
+    /// Most tokens of one step.
+    pub n_batch: usize,
+    /// 0 = physical cores within the CPU quota.
+    pub n_threads: usize,
+    /// Layers on the GPU; `None` = as many as fit.
+    pub n_gpu_layers: Option<u32>,
+    pub main_gpu: Option<u32>,
+    pub flash_attention: FlashAttention,
+    pub kv_type: KvType,
+    pub use_mmap: bool,
+    /// Let ggml copy weights into a layout its matrix kernels prefer.
+    pub repack: bool,
+    /// Load for embeddings instead of logits.
+    pub embedding: bool,
+    /// Script of the `scripted` engine.
+    pub script: Option<PathBuf>,
+    /// Raised from any thread to end the running step early.
+    pub abort: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            n_ctx: 0,
+            n_seq_max: 1,
+            n_batch: 512,
+            n_threads: 0,
+            n_gpu_layers: None,
+            main_gpu: None,
+            flash_attention: FlashAttention::Auto,
+            kv_type: KvType::F16,
+            use_mmap: true,
+            repack: true,
+            embedding: false,
+            script: None,
+            abort: Arc::default(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("engine `{engine}` is not built into this program")]
+    NotBuilt { engine: String },
+    #[error("{engine} cannot {what}")]
+    Unsupported { engine: &'static str, what: String },
+    #[error("cannot load `{}`: {reason}", path.display())]
+    Load { path: PathBuf, reason: String },
+    #[error("needs {needed} bytes of memory, {available} are free")]
+    Memory { needed: u64, available: u64 },
+    #[error("bad batch: {0}")]
+    Batch(String),
+    #[error("sequence {} is full: {n_ctx} tokens", seq.0)]
+    ContextFull { seq: SeqId, n_ctx: usize },
+    #[error("the step was aborted")]
+    Aborted,
+    #[error("the step failed: {0}")]
+    Step(String),
+    #[error("the saved state does not fit this model: {0}")]
+    State(String),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Gguf(#[from] fathom_gguf::Error),
+}

@@ -1,0 +1,1 @@
+//! Plays tokens back.
