@@ -1,0 +1,35 @@
+# What people and CI both run. `make help` lists the targets; the work is done by scripts/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test quick full style install clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## install what the build needs (Debian packages; only when something is missing)
+	@scripts/setup.sh
+
+build: setup  ## the program with all default features: target/release/fathom
+	@source scripts/env.sh && cargo build --release
+
+demo: setup  ## convert the small checkpoint, serve it, ask it one question
+	@scripts/demo.sh
+
+test: setup  ## every test that needs no GPU and no real weights, with the time of each group
+	@scripts/test.sh
+
+quick:  ## the tests to run all day: no llama.cpp, no libclang, no CMake
+	@source scripts/env.sh && cargo quick
+
+full: setup  ## the tests with llama.cpp
+	@source scripts/env.sh && cargo full
+
+style: setup  ## format, lints and documentation links
+	@scripts/style.sh
+
+install: setup  ## put `fathom` into ~/.cargo/bin
+	@source scripts/env.sh && cargo install --locked --path .
+
+clean:  ## remove the target directory
+	@source scripts/env.sh && cargo clean
