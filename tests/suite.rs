@@ -1,1 +1,5 @@
+//! All integration tests in one binary: one link instead of many.
+//!
+//! Tier T0 needs Rust and a C compiler; tests behind feature `llama` are T1 and run both the engine and the tiny checkpoints.
 
+mod layers;
