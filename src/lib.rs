@@ -23,4 +23,5 @@ pub mod engine;
 pub mod ids;
 pub mod sampler;
 pub mod scheduler;
+pub mod telemetry;
 pub mod tokens;

@@ -1,7 +1,7 @@
 //! Batch in, logits out.
 //!
 //! An [`Engine`] computes; it knows neither text nor users nor JSON. It lives and dies on one thread (it is not
-//! `Send`), so it is made *on* that thread by [`load`]. Implementations: [`scripted`] plays tokens back, `llama` (feature
+//! `Send`), so it is made *on* that thread by `load`. Implementations: [`scripted`] plays tokens back, `llama` (feature
 //! `llama`) runs any GGUF through llama.cpp. The scheduler does not change when an engine is added.
 //!
 //! Caches of DeepSeek-V4 are compressed and cannot be cut at an arbitrary position, so there is no "truncate":
@@ -210,9 +210,9 @@ pub enum KvType {
 pub struct Settings {
     /// Context of one sequence, in tokens; 0 = what the model was trained for.
     pub n_ctx: usize,
-    /// Sequences held at once.
+    /// Sequences held at once; 0 = as the [`Plan`] finds memory for.
     pub n_seq_max: usize,
-    /// Most tokens of one step.
+    /// Most tokens of one step; 0 = as the [`Plan`] decides.
     pub n_batch: usize,
     /// 0 = physical cores within the CPU quota.
     pub n_threads: usize,
@@ -236,8 +236,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             n_ctx: 0,
-            n_seq_max: 1,
-            n_batch: 512,
+            n_seq_max: 0,
+            n_batch: 0,
             n_threads: 0,
             n_gpu_layers: None,
             main_gpu: None,
@@ -251,6 +251,34 @@ impl Default for Settings {
         }
     }
 }
+
+/// What loading would come to: made from the file's header and the free memory, before anything is loaded. Every
+/// number that [`Settings`] left open (0) is decided here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Tokens that one sequence may hold.
+    pub n_ctx: usize,
+    pub n_seq_max: usize,
+    pub n_batch: usize,
+    pub n_threads: usize,
+    pub memory: Memory,
+}
+
+impl Plan {
+    /// `settings` with this plan's numbers filled in: what `load` is called with.
+    pub fn apply(&self, settings: &Settings) -> Settings {
+        Settings {
+            n_ctx: self.n_ctx,
+            n_seq_max: self.n_seq_max,
+            n_batch: self.n_batch,
+            n_threads: self.n_threads,
+            ..settings.clone()
+        }
+    }
+}
+
+/// Hears how much of a model is loaded (0 to 1); answering `false` gives the load up with [`Error::Aborted`].
+pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

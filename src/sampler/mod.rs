@@ -1,5 +1,7 @@
 //! Logits to one token. Pure and seeded: same parameters, seed, history and logits, same token.
 
+use crate::ids::TokenId;
+
 /// How the next token is chosen. Field names, meanings and defaults are those of Ollama's options.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Params {
@@ -17,7 +19,7 @@ pub struct Params {
     pub frequency_penalty: f32,
     pub mirostat: Mirostat,
     /// Added to the logits of these tokens.
-    pub logit_bias: Vec<(crate::ids::TokenId, f32)>,
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// `None` = a new random seed for each request.
     pub seed: Option<u64>,
     /// Most likely alternatives reported beside each token; `None` = no logprobs at all.
@@ -56,4 +58,22 @@ impl Default for Params {
             logprobs: None,
         }
     }
+}
+
+/// A token with the natural logarithm of its probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    pub token: TokenId,
+    pub logprob: f32,
+}
+
+/// Why no token can be chosen, or a parameter that makes no sense.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error("`{name}` must be {must}, not `{value}`")]
+    Parameter { name: &'static str, must: &'static str, value: f32 },
+    #[error("the model computed no usable number for any allowed token")]
+    NoCandidate,
+    #[error("the model computed `{value}` for token {token}")]
+    NotANumber { token: u32, value: f32 },
 }

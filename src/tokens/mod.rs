@@ -1,7 +1,5 @@
 //! Text to ids and ids to text. Pure.
 
-use crate::ids::TokenId;
-
 /// How text that spells a special token is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specials {
@@ -16,11 +14,4 @@ pub enum Specials {
 pub enum Ended {
     EndToken,
     StopString(String),
-}
-
-/// A token with the logarithm of its probability.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
-    pub token: TokenId,
-    pub logprob: f32,
 }

@@ -1,0 +1,33 @@
+//! Why a request could not be answered. Cheap to clone: one failed load answers everyone who waited for it.
+
+use std::sync::Arc;
+
+use crate::engine;
+use crate::sampler;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The queue of requests that wait for a load is full.
+    #[error("{waiting} requests are waiting for a model already")]
+    Busy { waiting: usize },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("cannot load `{model}`: {source}")]
+    Load { model: String, source: Arc<engine::Error> },
+    #[error("cannot use the tokenizer of `{model}`: {reason}")]
+    Tokenizer { model: String, reason: String },
+    /// The engine thread panicked; the model was unloaded and the next request loads it again.
+    #[error("the engine of `{model}` stopped: {reason}")]
+    Stopped { model: String, reason: String },
+    /// One step failed; the request's sequence is gone, the model stays loaded.
+    #[error("running `{model}` failed: {source}")]
+    Step { model: String, source: Arc<engine::Error> },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("the prompt has {tokens} tokens, the context holds {n_ctx}")]
+    PromptTooLong { tokens: usize, n_ctx: usize },
+    #[error("token {token} of the prompt is outside of the vocabulary of {n_vocab}")]
+    UnknownToken { token: u32, n_vocab: usize },
+    #[error(transparent)]
+    Sampler(#[from] sampler::Error),
+}
