@@ -18,6 +18,7 @@
 //! 2 `store` · 0 `config`, `telemetry`, `ids`, `kernels`.
 
 pub mod chat;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod ids;
