@@ -17,6 +17,7 @@
 //! 7 `cli`, `client` · 6 `api` · 5 `completion` · 4 `scheduler` · 3 `engine`, `tokens`, `sampler`, `chat`, `registry`, `modelfile` ·
 //! 2 `store` · 0 `config`, `telemetry`, `ids`, `kernels`.
 
+pub mod api;
 pub mod chat;
 pub mod cli;
 pub mod config;
@@ -24,5 +25,6 @@ pub mod engine;
 pub mod ids;
 pub mod sampler;
 pub mod scheduler;
+pub mod store;
 pub mod telemetry;
 pub mod tokens;

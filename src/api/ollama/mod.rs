@@ -1,0 +1,6 @@
+//! The Ollama interface. Each file holds the handlers of a few endpoints; `types` what goes over the wire.
+
+pub mod blobs;
+pub mod duration;
+pub mod models;
+pub mod types;
