@@ -118,7 +118,7 @@ impl Params {
             finite("mirostat_tau", tau)?;
             finite("mirostat_eta", eta)?;
         }
-        match self.logit_bias.iter().find(|(_, bias)| !(*bias < f32::INFINITY)) {
+        match self.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
             Some(&(_, value)) => Err(Error::Parameter { name: "logit_bias", must: "a number", value }),
             None => Ok(()),
         }
