@@ -1,7 +1,6 @@
 //! What goes wrong, as clients see it: one status and one text per error. Clients compare some of these texts, so this is
 //! the only place that spells them.
 
-use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -214,7 +213,7 @@ impl IntoResponse for Error {
             tracing::debug!(status = status.as_u16(), error = %self, "request refused");
         }
         tracing::debug!(error = ?self, "in detail");
-        let mut response = Json(self.body()).into_response();
+        let mut response = super::json(&self.body());
         *response.status_mut() = status;
         response
     }

@@ -7,7 +7,9 @@
 pub mod error;
 pub mod extract;
 pub mod guard;
+pub mod local;
 pub mod ollama;
+pub mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -152,6 +154,12 @@ async fn running(State(_): State<AppState>) -> &'static str {
 
 async fn method_not_allowed() -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, plain(), "405 method not allowed").into_response()
+}
+
+/// A JSON answer; Ollama names the character set outside of streams.
+fn json(value: &impl serde::Serialize) -> Response {
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], axum::Json(value)).into_response()
 }
 
 fn plain() -> [(header::HeaderName, HeaderValue); 1] {

@@ -3,4 +3,5 @@
 pub mod blobs;
 pub mod duration;
 pub mod models;
+pub mod options;
 pub mod types;
