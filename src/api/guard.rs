@@ -5,13 +5,12 @@
 //! loopback address the Host header must name this machine (a page whose own name was rebound to 127.0.0.1 has its own
 //! name there). Neither protects from other programs on the machine or, on another address, in the network.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -32,32 +31,6 @@ x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,x-stainless-r
 x-stainless-runtime-version,x-stainless-timeout";
 /// Seconds a browser may remember a preflight's answer.
 const MAX_AGE: &str = "43200";
-
-/// Proof that a request comes from a program on this machine and not from a web page: paths on the server's disk are
-/// accepted from nobody else. Pages cannot send headers that begin with `Sec-`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Local {
-    Yes,
-    No,
-}
-
-/// The header that a local program sends with a path, with value `1`.
-pub const LOCAL_HEADER: &str = "sec-fathom-local";
-
-impl FromRequestParts<AppState> for Local {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-        Ok(locality(peer, &parts.headers))
-    }
-}
-
-fn locality(peer: Option<IpAddr>, headers: &HeaderMap) -> Local {
-    let loopback = peer.is_some_and(|ip| ip.to_canonical().is_loopback());
-    let said = headers.get(LOCAL_HEADER).is_some_and(|value| value == "1");
-    if loopback && said { Local::Yes } else { Local::No }
-}
 
 /// Around every request: origin rules first, then host rules, then the request itself in a span of its own.
 pub async fn guard(State(app): State<AppState>, request: Request, next: Next) -> Response {
@@ -347,28 +320,5 @@ mod tests {
         }
         let public = settings("0.0.0.0:11434", &[]);
         assert_eq!(host_rule(&public, &Method::GET, "evil.example"), Host::Pass);
-    }
-
-    #[test]
-    fn paths_are_taken_only_from_programs_on_this_machine() {
-        let with = |value: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
-            if let Some(value) = value {
-                headers.insert(LOCAL_HEADER, HeaderValue::from_static(value));
-            }
-            headers
-        };
-        let ip = |text: &str| Some(text.parse().expect("an address"));
-        for (peer, value, expected) in [
-            (ip("127.0.0.1"), Some("1"), Local::Yes),
-            (ip("::1"), Some("1"), Local::Yes),
-            (ip("::ffff:127.0.0.1"), Some("1"), Local::Yes),
-            (ip("127.0.0.1"), None, Local::No),
-            (ip("127.0.0.1"), Some("0"), Local::No),
-            (ip("192.168.1.2"), Some("1"), Local::No),
-            (None, Some("1"), Local::No),
-        ] {
-            assert_eq!(locality(peer, &with(value)), expected, "{peer:?} {value:?}");
-        }
     }
 }

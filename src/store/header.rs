@@ -1,7 +1,10 @@
 //! What the header of a GGUF file says that lists, capabilities and chat need to know.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use fathom_gguf::{DType, File};
 
 use super::{Digest, Error, Store};
 
@@ -33,6 +36,31 @@ pub struct Header {
 }
 
 impl Header {
+    /// Reads what is asked for; keys of a wrong type count as absent, since showing a model must not fail where running it
+    /// may still succeed (or explain better why not).
+    pub fn read(file: &File) -> Header {
+        let metadata = file.metadata();
+        let text = |key: &str| metadata.str(key).ok().map(str::to_owned);
+        let architecture = text("general.architecture").unwrap_or_default();
+        let key = |name: &str| format!("{architecture}.{name}");
+        let files: Vec<PathBuf> = file.shards().map(Path::to_path_buf).collect();
+        Header {
+            release: text("fathom.source.release"),
+            file_type: file_type(file),
+            parameter_count: parameter_count(file),
+            context_length: metadata.u64(&key("context_length")).ok(),
+            embedding_length: metadata.u64(&key("embedding_length")).ok(),
+            chat_template: text("tokenizer.chat_template"),
+            pooling: metadata.get(&key("pooling_type")).is_some(),
+            vision: metadata.get(&key("vision.block_count")).is_some(),
+            audio: metadata.get(&key("audio.block_count")).is_some(),
+            kind: text("general.type"),
+            file_bytes: files.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum(),
+            files,
+            architecture,
+        }
+    }
+
     /// The number of parameters for people; empty when there are none.
     pub fn parameter_size(&self) -> String {
         if self.parameter_count == 0 { String::new() } else { parameter_size(self.parameter_count) }
@@ -40,11 +68,82 @@ impl Header {
 }
 
 impl Store {
-    /// The header of a weights blob, read when it is first asked for.
-    pub(super) fn header(&self, digest: &Digest) -> Result<Arc<Header>, Error> {
-        let mut known = self.headers.lock().unwrap_or_else(|broken| broken.into_inner());
-        Ok(known.entry(*digest).or_default().clone())
+    /// The header of a model's weights, read when it is first asked for. `digests` and `paths` are its shards in order.
+    pub(super) fn header(&self, digests: &[Digest], paths: &[PathBuf]) -> Result<Arc<Header>, Error> {
+        let (Some(digest), Some(path)) = (digests.first(), paths.first()) else {
+            return Ok(Arc::default());
+        };
+        if let Some(header) = self.headers.lock().unwrap_or_else(|e| e.into_inner()).get(digest) {
+            return Ok(header.clone());
+        }
+        let file = File::open_shards(paths).map_err(|source| Error::Gguf { path: path.clone(), source })?;
+        let header = Arc::new(Header::read(&file));
+        self.headers.lock().unwrap_or_else(|e| e.into_inner()).insert(*digest, header.clone());
+        Ok(header)
     }
+}
+
+/// Elements of all tensors of a model.
+pub fn parameter_count(file: &File) -> u64 {
+    file.tensors().iter().map(fathom_gguf::TensorInfo::elements).fold(0, u64::saturating_add)
+}
+
+/// Names of `general.file_type`, as llama.cpp numbers them.
+const FILE_TYPES: &[(u64, &str)] = &[
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (19, "IQ2_XXS"),
+    (20, "IQ2_XS"),
+    (21, "Q2_K_S"),
+    (22, "IQ3_XS"),
+    (23, "IQ3_XXS"),
+    (24, "IQ1_S"),
+    (25, "IQ4_NL"),
+    (26, "IQ3_S"),
+    (27, "IQ3_M"),
+    (28, "IQ2_S"),
+    (29, "IQ2_M"),
+    (30, "IQ4_XS"),
+    (31, "IQ1_M"),
+    (32, "BF16"),
+    (36, "TQ1_0"),
+    (37, "TQ2_0"),
+    (38, "MXFP4"),
+    (39, "NVFP4"),
+    (40, "Q1_0"),
+    (41, "Q2_0"),
+];
+
+/// Added by writers that guessed the type; it says nothing about the type itself (`LLAMA_FTYPE_GUESSED`).
+const FILE_TYPE_GUESSED: u64 = 1024;
+
+/// The name of a file's quantisation: as it says itself, otherwise the type that holds most of its elements.
+fn file_type(file: &File) -> String {
+    let said = file.metadata().u64("general.file_type").ok().map(|id| id & !FILE_TYPE_GUESSED);
+    if let Some((_, name)) = FILE_TYPES.iter().find(|(id, _)| Some(*id) == said) {
+        return (*name).to_string();
+    }
+    let mut elements: HashMap<DType, u64> = HashMap::new();
+    for tensor in file.tensors() {
+        let sum = elements.entry(tensor.dtype).or_default();
+        *sum = sum.saturating_add(tensor.elements());
+    }
+    let most = elements.into_iter().max_by_key(|(dtype, elements)| (*elements, dtype.id()));
+    most.map_or_else(String::new, |(dtype, _)| dtype.name().to_uppercase())
 }
 
 /// A number of parameters as Ollama writes it: `8.0B` (`7B` when it is whole), `134.52M`, `12K`.

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::{Digest, Error, Found, Header, Kind, Layer, Manifest, Name, Store};
 
@@ -185,10 +186,8 @@ impl Model {
             last.map(|l| reader.text(l, part(kind))).transpose()
         };
         let weights = paths(Kind::Model)?;
-        let header = match manifest.layers_of(Kind::Model).next() {
-            Some(Layer { digest: Some(digest), .. }) => store.header(digest)?,
-            _ => Arc::default(),
-        };
+        let shards: Vec<Digest> = manifest.layers_of(Kind::Model).filter_map(|l| l.digest).collect();
+        let header = store.header(&shards, &weights)?;
         let config = match manifest.config.digest {
             Some(_) => reader.json(&manifest.config, "config")?,
             None => Config::default(),
@@ -221,6 +220,48 @@ impl Model {
             config,
             header,
             capabilities,
+        })
+    }
+
+    /// A GGUF file in place of a name: no system prompt, no parameters, the template of its header.
+    ///
+    /// Its `digest` is not the SHA-256 of the content, which would mean reading a file of 160 GB before it is used. It is the
+    /// SHA-256 of the absolute path, the size and the time of the last change: it tells files apart and notices that one was
+    /// replaced, and looks like any other digest to those who shorten and compare it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Gguf`] when it cannot be read.
+    pub fn from_gguf(path: &Path) -> Result<Model, Error> {
+        let absolute = fs::canonicalize(path).map_err(Error::io("read", path))?;
+        let file =
+            fathom_gguf::File::open(&absolute).map_err(|source| Error::Gguf { path: path.to_path_buf(), source })?;
+        let header = Arc::new(Header::read(&file));
+        let metadata = fs::metadata(&absolute).map_err(Error::io("read", path))?;
+        let modified = metadata.modified().map_err(Error::io("read", path))?;
+        let since_epoch = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut hash = Sha256::new();
+        hash.update(b"fathom file\0");
+        hash.update(absolute.as_os_str().as_encoded_bytes());
+        hash.update(metadata.len().to_le_bytes());
+        hash.update(since_epoch.as_nanos().to_le_bytes());
+        let config = Config::default();
+        Ok(Model {
+            source: Source::File(path.to_path_buf()),
+            digest: Digest(hash.finalize().into()),
+            modified,
+            size: header.file_bytes,
+            weights: header.files.clone(),
+            adapters: Vec::new(),
+            projectors: Vec::new(),
+            draft: None,
+            template: None,
+            system: None,
+            params: Map::new(),
+            messages: Vec::new(),
+            license: Vec::new(),
+            capabilities: capabilities(&header, &config, false),
+            config,
+            header,
         })
     }
 

@@ -1,6 +1,5 @@
 //! Models as things: list, show, copy, delete, and which are loaded.
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -8,16 +7,16 @@ use std::time::SystemTime;
 
 use super::types::*;
 use crate::api::extract::Body;
-use crate::api::{AppState, Error, OLLAMA_VERSION};
+use crate::api::{AppState, Error, OLLAMA_VERSION, json};
 use crate::store::{self, Name, NameError};
 
 /// GET, HEAD `/api/version`.
-pub async fn version(State(_): State<AppState>) -> Json<VersionResponse> {
-    Json(VersionResponse { version: OLLAMA_VERSION.into() })
+pub async fn version(State(_): State<AppState>) -> Response {
+    json(&VersionResponse { version: OLLAMA_VERSION.into() })
 }
 
 /// GET, HEAD `/api/tags`.
-pub async fn tags(State(app): State<AppState>) -> Result<Json<ListResponse>, Error> {
+pub async fn tags(State(app): State<AppState>) -> Result<Response, Error> {
     let listed = blocking(move || app.store.list()).await??;
     let models = listed
         .into_iter()
@@ -31,7 +30,7 @@ pub async fn tags(State(app): State<AppState>) -> Result<Json<ListResponse>, Err
             capabilities: model.capabilities.iter().map(|c| c.word().to_string()).collect(),
         })
         .collect();
-    Ok(Json(ListResponse { models }))
+    Ok(json(&ListResponse { models }))
 }
 
 /// POST `/api/copy`.
