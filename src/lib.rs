@@ -23,6 +23,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod ids;
+pub mod modelfile;
 pub mod sampler;
 pub mod scheduler;
 pub mod store;
