@@ -1,4 +1,17 @@
 //! Text to ids and ids to text. Pure.
+//!
+//! A [`Tokenizer`] is built from the metadata of a GGUF file, so that engines, renderers and clients agree on one
+//! vocabulary. A [`Stream`] turns generated ids back into whole characters and watches for stop strings.
+
+mod pieces;
+mod pre;
+mod stream;
+mod tokenizer;
+mod vocabulary;
+
+pub use stream::Stream;
+pub use tokenizer::{Source, Tokenizer};
+pub use vocabulary::Vocabulary;
 
 /// How text that spells a special token is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,4 +27,21 @@ pub enum Specials {
 pub enum Ended {
     EndToken,
     StopString(String),
+}
+
+/// Why a model's vocabulary cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Gguf(#[from] fathom_gguf::Error),
+    #[error("this file has no tokenizer (key `tokenizer.ggml.model`)")]
+    Missing,
+    #[error("tokenizer model `{model}` is not supported (supported: gpt2, llama)")]
+    Model { model: String },
+    #[error("pre-tokenizer `{pre}` is not supported (supported: {supported})")]
+    Pre { pre: String, supported: String },
+    #[error("`{key}`: {problem}")]
+    Key { key: String, problem: String },
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
 }

@@ -1,0 +1,169 @@
+//! Which prompt format a model speaks, and what that format can express.
+//!
+//! The choice needs only words from the model's metadata, no files: [`for_model`]. First match wins:
+//! 1. an override by the user (`v4_april`, `v4_0731`, `v41`, `template`, `plain`);
+//! 2. the architecture is in [`TABLE`]: the native renderer, its generation taken from the release key;
+//! 3. the GGUF brings a Jinja template: that;
+//! 4. a Go template alone: refused;
+//! 5. nothing: the contents of the messages as they are, like Ollama's `{{ .Prompt }}`.
+
+use super::deepseek_v4::{self, Generation};
+use super::{Error, Parser, Prompt, Request};
+
+/// What the choice is made from. All of it is text of the model's metadata.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts<'a> {
+    /// `general.architecture`, or a renderer name from a Modelfile (`RENDERER`).
+    pub architecture: &'a str,
+    /// `fathom.source.release`.
+    pub release: Option<&'a str>,
+    /// `tokenizer.chat_template` (Jinja).
+    pub jinja: Option<&'a str>,
+    /// A `TEMPLATE` layer (Go).
+    pub go: Option<&'a str>,
+    /// Text of the tokens that templates call `bos_token` and `eos_token`.
+    pub bos: &'a str,
+    pub eos: &'a str,
+    /// A family or generation asked for by name; wins over everything else.
+    pub chosen: Option<&'a str>,
+}
+
+/// What a family can express.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    pub completion: bool,
+    pub tools: bool,
+    pub thinking: bool,
+    /// Filling in the middle: [`Family::render_insert`].
+    pub insert: bool,
+}
+
+/// Sampling that the model's authors advise; `None` = nothing said.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampling {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+}
+
+/// Architectures and renderer names with a native renderer, and the generation to assume when the file names no release.
+/// Files that do not say come mostly from the April checkpoints, whose prompts are also what the later ones give
+/// when no effort is asked for.
+pub const TABLE: &[(&str, Generation)] = &[
+    ("deepseek4", Generation::V4April),
+    ("deepseek_v4", Generation::V4April),
+    ("deepseek-v4", Generation::V4April),
+    ("deepseek41", Generation::V41),
+    ("deepseek_v41", Generation::V41),
+    ("deepseek-v4.1", Generation::V41),
+];
+
+/// How one kind of model writes conversations. Cheap to share, immutable.
+#[derive(Debug)]
+pub struct Family {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    DeepSeekV4(Generation),
+    Plain,
+}
+
+/// Finds the family of a model.
+///
+/// # Errors
+/// [`Error::Generation`] when a release or an override is not known; [`Error::GoTemplate`]; [`Error::Template`] when the
+/// Jinja template does not compile.
+pub fn for_model(facts: &Facts<'_>) -> Result<Family, Error> {
+    let native = TABLE.iter().find(|(name, _)| *name == facts.architecture).map(|(_, generation)| *generation);
+    let kind = match (facts.chosen, native) {
+        (Some("plain"), _) => Kind::Plain,
+        (Some(name), _) => Kind::DeepSeekV4(Generation::parse(name)?),
+        (None, Some(default)) => Kind::DeepSeekV4(match facts.release {
+            Some(release) => Generation::of_release(release)?,
+            None => default,
+        }),
+        (None, None) if facts.go.is_some() => return Err(Error::GoTemplate),
+        (None, None) => Kind::Plain,
+    };
+    Ok(Family { kind })
+}
+
+impl Family {
+    /// For logs and `show`: `deepseek_v4/v4_0731`, `template`, `plain`.
+    pub fn name(&self) -> String {
+        match &self.kind {
+            Kind::DeepSeekV4(generation) => format!("deepseek_v4/{}", generation.name()),
+            Kind::Plain => "plain".to_owned(),
+        }
+    }
+
+    pub fn capabilities(&self) -> Capabilities {
+        match &self.kind {
+            Kind::DeepSeekV4(_) => Capabilities { completion: true, tools: true, thinking: true, insert: true },
+            Kind::Plain => Capabilities { completion: true, ..Capabilities::default() },
+        }
+    }
+
+    pub fn sampling(&self) -> Sampling {
+        match &self.kind {
+            // Model card: temperature 1.0, top_p 1.0, nothing cut.
+            Kind::DeepSeekV4(_) => Sampling { temperature: Some(1.0), top_p: Some(1.0), top_k: Some(0) },
+            Kind::Plain => Sampling::default(),
+        }
+    }
+
+    /// Writes the conversation up to where the model goes on.
+    ///
+    /// # Errors
+    /// [`Error::NoMessages`], [`Error::Role`], [`Error::Task`], [`Error::Effort`], or what the template says.
+    pub fn render(&self, request: &Request) -> Result<Prompt, Error> {
+        match &self.kind {
+            Kind::DeepSeekV4(generation) => deepseek_v4::render(*generation, request),
+            Kind::Plain => plain(request),
+        }
+    }
+
+    /// Writes the prompt for the text between `prefix` and `suffix`.
+    ///
+    /// # Errors
+    /// [`Error::NoInsert`] when the family has no such form.
+    pub fn render_insert(&self, prefix: &str, suffix: &str) -> Result<Prompt, Error> {
+        match &self.kind {
+            Kind::DeepSeekV4(_) => Ok(deepseek_v4::render_insert(prefix, suffix)),
+            Kind::Plain => Err(Error::NoInsert),
+        }
+    }
+
+    /// Makes the reader of the answer to `prompt`, which was rendered from `request`.
+    pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
+        match &self.kind {
+            Kind::DeepSeekV4(_) => Box::new(deepseek_v4::Parser::new(request, prompt)),
+            Kind::Plain => Box::new(Verbatim),
+        }
+    }
+}
+
+/// The contents of the messages, joined by a blank line.
+fn plain(request: &Request) -> Result<Prompt, Error> {
+    if request.messages.is_empty() {
+        return Err(Error::NoMessages);
+    }
+    let contents: Vec<&str> = request.messages.iter().map(|m| m.content.as_str()).filter(|c| !c.is_empty()).collect();
+    let text = contents.join("\n\n");
+    Ok(Prompt { stable_bytes: text.len(), starts_in_thinking: false, text })
+}
+
+/// Gives the answer on as it comes.
+struct Verbatim;
+
+impl Parser for Verbatim {
+    fn push(&mut self, text: &str, out: &mut Vec<super::Piece>) {
+        if !text.is_empty() {
+            out.push(super::Piece::Content(text.to_owned()));
+        }
+    }
+
+    fn finish(&mut self, _out: &mut Vec<super::Piece>) {}
+}
