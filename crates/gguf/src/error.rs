@@ -25,6 +25,9 @@ pub enum Error {
     #[error("tensor `{name}` is missing")]
     MissingTensor { name: String },
 
+    /// An empty list of shards.
+    #[error("a model needs at least one file")]
+    NoFiles,
     /// A shard's file name does not follow `NAME-00001-of-00003.gguf`, so the others cannot be found.
     #[error("`{}` is shard {number} of {count} but its name does not end in `{expected}`", path.display())]
     ShardName { path: PathBuf, number: u64, count: u64, expected: String },

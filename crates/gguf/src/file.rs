@@ -174,6 +174,9 @@ impl File {
     }
 
     fn from_shards(opened: Vec<Opened>) -> Result<File, Error> {
+        if opened.is_empty() {
+            return Err(Error::NoFiles);
+        }
         let count = opened.len() as u64;
         for (number, shard) in opened.iter().enumerate().filter(|_| count > 1) {
             shard.expect_key(split::NO, number as u64)?;

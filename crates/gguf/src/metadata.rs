@@ -19,7 +19,7 @@ use crate::{Array, Error, Strings, Value};
 /// assert_eq!(metadata.opt_f32("deepseek4.rope.freq_base")?, None);
 /// # Ok::<(), fathom_gguf::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
     index: HashMap<String, usize>,
@@ -28,6 +28,12 @@ pub struct Metadata {
 impl PartialEq for Metadata {
     fn eq(&self, other: &Metadata) -> bool {
         self.entries == other.entries
+    }
+}
+
+impl std::fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 
