@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::mapping::Bytes;
+use crate::map::Bytes;
 use crate::reader::{self, Header};
 use crate::{Error, Metadata, TensorInfo, limits, split};
 

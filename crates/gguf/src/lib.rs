@@ -18,7 +18,7 @@ mod error;
 mod file;
 mod layout;
 pub mod limits;
-mod mapping;
+mod map;
 mod metadata;
 mod reader;
 mod split;
