@@ -9,13 +9,47 @@
 //! answers with [`Error::Unsupported`]; it never aborts the process.
 
 use std::any::Any;
+use std::fmt;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::ids::{Pos, SeqId, TokenId};
 
+#[cfg(feature = "llama")]
+pub mod llama;
+pub mod machine;
+pub mod plan;
 pub mod scripted;
+
+pub use machine::{BuildInfo, build_info, check_cpu};
+pub use plan::{Plan, plan};
+
+/// Loads `path` with the engine that `kind` names, on the thread that will step it.
+///
+/// Zeros in `settings` are decided by [`plan`], as are those that do not fit; `on_progress` gets the loaded fraction in `0.0..=1.0` and ends the
+/// load by answering `false`.
+///
+/// # Errors
+/// [`Error::NotBuilt`], [`Error::Load`] when the file is not one that the engine can run, [`Error::Memory`] when it does
+/// not fit, [`Error::Aborted`] when `on_progress` said so.
+pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress) -> Result<Box<dyn Engine>, Error> {
+    let file = fathom_gguf::File::open(path)?;
+    let plan = plan(&file, kind, settings, machine::available_bytes())?;
+    tracing::info!("{plan}");
+    let settings = plan.apply(settings);
+    match plan.kind {
+        #[cfg(feature = "llama")]
+        Kind::Llama => Ok(Box::new(llama::Llama::load(&file, &settings, plan.memory, on_progress)?)),
+        _ => Ok(Box::new(scripted::Scripted::load(
+            plan::script(&settings)?,
+            &plan::scripted_model(&file)?,
+            &settings,
+            on_progress,
+        )?)),
+    }
+}
 
 /// Computes logits for batches of tokens. Lives and dies on one thread.
 pub trait Engine {
@@ -173,6 +207,8 @@ pub struct EngineInfo {
     pub n_seq_max: usize,
     /// Most tokens of one step.
     pub n_batch: usize,
+    /// Most tokens of one step that may ask for output.
+    pub n_outputs: usize,
     pub memory: Memory,
     pub support: Support,
 }
@@ -208,12 +244,16 @@ pub enum KvType {
 /// Everything decided before a model is loaded.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Context of one sequence, in tokens; 0 = what the model was trained for.
+    /// Context of one sequence, in tokens; 0 = what the model was trained for, as far as memory allows.
     pub n_ctx: usize,
-    /// Sequences held at once; 0 = as the [`Plan`] finds memory for.
+    /// Sequences held at once; 0 = 16, fewer when memory is short.
     pub n_seq_max: usize,
-    /// Most tokens of one step; 0 = as the [`Plan`] decides.
+    /// Most tokens of one step; 0 = 512.
     pub n_batch: usize,
+    /// Tokens that are computed together inside a step; 0 = `n_batch`.
+    pub n_ubatch: usize,
+    /// Most rows of output one step may ask for; 0 = one per sequence. A row is as wide as the vocabulary, so this is memory.
+    pub n_outputs: usize,
     /// 0 = physical cores within the CPU quota.
     pub n_threads: usize,
     /// Layers on the GPU; `None` = as many as fit.
@@ -226,6 +266,9 @@ pub struct Settings {
     pub repack: bool,
     /// Load for embeddings instead of logits.
     pub embedding: bool,
+    /// Lets an empty sequence begin at any position, as if what is before it had been computed. The numbers are wrong, the
+    /// shapes and the time are right: for benchmarks at a depth that takes too long to fill.
+    pub jump: bool,
     /// Script of the `scripted` engine.
     pub script: Option<PathBuf>,
     /// Raised from any thread to end the running step early.
@@ -238,6 +281,8 @@ impl Default for Settings {
             n_ctx: 0,
             n_seq_max: 0,
             n_batch: 0,
+            n_ubatch: 0,
+            n_outputs: 0,
             n_threads: 0,
             n_gpu_layers: None,
             main_gpu: None,
@@ -246,33 +291,9 @@ impl Default for Settings {
             use_mmap: true,
             repack: true,
             embedding: false,
+            jump: false,
             script: None,
             abort: Arc::default(),
-        }
-    }
-}
-
-/// What loading would come to: made from the file's header and the free memory, before anything is loaded. Every
-/// number that [`Settings`] left open (0) is decided here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Tokens that one sequence may hold.
-    pub n_ctx: usize,
-    pub n_seq_max: usize,
-    pub n_batch: usize,
-    pub n_threads: usize,
-    pub memory: Memory,
-}
-
-impl Plan {
-    /// `settings` with this plan's numbers filled in: what `load` is called with.
-    pub fn apply(&self, settings: &Settings) -> Settings {
-        Settings {
-            n_ctx: self.n_ctx,
-            n_seq_max: self.n_seq_max,
-            n_batch: self.n_batch,
-            n_threads: self.n_threads,
-            ..settings.clone()
         }
     }
 }
@@ -280,15 +301,67 @@ impl Plan {
 /// Hears how much of a model is loaded (0 to 1); answering `false` gives the load up with [`Error::Aborted`].
 pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 
+impl FromStr for Kind {
+    type Err = Error;
+
+    /// `auto`, `llama` or `scripted`, whether or not this program has it. `native` has an engine name of its own already and is refused as not built.
+    fn from_str(name: &str) -> Result<Kind, Error> {
+        match name {
+            "auto" => Ok(Kind::Auto),
+            "llama" => Ok(Kind::Llama),
+            "scripted" => Ok(Kind::Scripted),
+            "native" => Err(Error::NotBuilt { engine: name.to_owned() }),
+            _ => Err(Error::Setting { value: name.to_owned(), expected: "an engine: auto, llama or scripted" }),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Auto => "auto",
+            Kind::Llama => "llama",
+            Kind::Scripted => "scripted",
+        })
+    }
+}
+
+impl FromStr for KvType {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<KvType, Error> {
+        match name {
+            "f32" => Ok(KvType::F32),
+            "f16" => Ok(KvType::F16),
+            "q8_0" => Ok(KvType::Q8_0),
+            "q4_0" => Ok(KvType::Q4_0),
+            _ => Err(Error::Setting { value: name.to_owned(), expected: "a cache type: f32, f16, q8_0 or q4_0" }),
+        }
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+            KvType::Q4_0 => "q4_0",
+        })
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("`{value}` is not {expected}")]
+    Setting { value: String, expected: &'static str },
     #[error("engine `{engine}` is not built into this program")]
     NotBuilt { engine: String },
     #[error("{engine} cannot {what}")]
     Unsupported { engine: &'static str, what: String },
     #[error("cannot load `{}`: {reason}", path.display())]
     Load { path: PathBuf, reason: String },
-    #[error("needs {needed} bytes of memory, {available} are free")]
+    #[error("needs {} of memory, {} are free", machine::human(*needed), machine::human(*available))]
     Memory { needed: u64, available: u64 },
     #[error("bad batch: {0}")]
     Batch(String),

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{
-    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Memory, Output, Outputs, Plan, Progress, Settings,
+    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Kind, Memory, Output, Outputs, Plan, Progress, Settings,
     StepStats, Support,
 };
 use crate::ids::{Pos, SeqId, TokenId};
@@ -54,12 +54,19 @@ pub fn plan(script: &Script, model: &Model, settings: &Settings, available_bytes
     };
     let n_ctx_train = first([Some(model.n_ctx_train), None], DEFAULT_CONTEXT);
     let n_seq_max = first([script.n_seq_max, Some(settings.n_seq_max)], DEFAULT_SEQUENCES);
+    let n_batch = first([script.n_batch, Some(settings.n_batch)], DEFAULT_BATCH).max(n_seq_max);
     Ok(Plan {
+        kind: Kind::Scripted,
+        architecture: model.architecture.clone(),
         n_ctx: first([script.n_ctx, Some(settings.n_ctx)], n_ctx_train.min(DEFAULT_CONTEXT)),
         n_seq_max,
-        n_batch: first([script.n_batch, Some(settings.n_batch)], DEFAULT_BATCH).max(n_seq_max),
+        n_batch,
+        n_ubatch: n_batch,
+        n_outputs: n_batch,
         n_threads: 1,
         memory: Memory { weights: script.memory_bytes, ..Memory::default() },
+        available_bytes,
+        ..Plan::default()
     })
 }
 
@@ -154,6 +161,7 @@ impl Scripted {
                 n_ctx_train: model.n_ctx_train,
                 n_seq_max: plan.n_seq_max,
                 n_batch: plan.n_batch,
+                n_outputs: plan.n_outputs,
                 memory: plan.memory,
                 support: Support { logits: true, checkpoint: able, fork: able, save: able, ..Support::default() },
             },

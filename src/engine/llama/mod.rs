@@ -1,0 +1,511 @@
+//! Any GGUF that llama.cpp can run, behind [`Engine`].
+//!
+//! llama.cpp ends the process when a caller breaks a rule of its caches, so this module keeps its own count of every
+//! sequence and refuses with a value whatever would break one. What its `deepseek4` cache allows, found by reading and by running it:
+//! - `kv_unified = false`: one stream of `n_ctx` tokens per sequence. A unified cache serves one sequence only.
+//! - Nothing is cut or shifted: windows overwrite, compressors close. To go back one restores a saved state, so a
+//!   [`Checkpoint`] holds the whole state of its sequence (`save_state`). Plain caches (no window, no recurrence) cut
+//!   instead, and their checkpoints are a position.
+//! - Copies between sequences are copies of whole states; [`Engine::fork`] is save and load.
+//! - Sequences of one step whose numbers are consecutive are computed together, so low numbers first is the fast way to give them out.
+//! - Any chunk size gives the same rows (tests: 1, 7, 64, 128 tokens and whole).
+//!
+//! A step that fails in the middle leaves its sequences half computed: they are refused until they are released or rewound.
+
+mod check;
+mod plan;
+mod state;
+mod sys;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use fathom_gguf::{DType, File};
+
+use super::{
+    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, FlashAttention, KvType, Memory, Output, Outputs,
+    Progress, Settings, StepStats, Support,
+};
+use crate::ids::{Pos, SeqId};
+
+pub(super) use plan::plan;
+pub use sys::{RowsError, expand_rows, quantize_rows};
+
+const NAME: &str = "llama";
+
+/// Version and commit of the ggml that is linked.
+pub fn ggml_version() -> String {
+    sys::ggml_version()
+}
+
+/// A loaded model.
+pub struct Llama {
+    info: EngineInfo,
+    context: sys::Context,
+    batch: sys::Batch,
+    /// Indices of the caller's tokens in the order of `batch`, which is by sequence; and where each of them stands there.
+    by_sequence: Vec<usize>,
+    place: Vec<usize>,
+    sequences: Vec<Sequence>,
+    going_back: GoingBack,
+    jump: bool,
+    abort: Arc<AtomicBool>,
+    /// What a saved state must have been made with.
+    fingerprint: [u8; 32],
+}
+
+/// What we know of one sequence.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sequence {
+    /// Position of the next token.
+    next: u32,
+    /// Counts how often tokens were taken away: a position in an older life of the sequence means nothing.
+    life: u64,
+    /// A step failed while it computed this sequence.
+    broken: bool,
+}
+
+/// How a sequence returns to an earlier position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GoingBack {
+    /// The cache keeps every position: cut.
+    Cut,
+    /// Restore a saved state.
+    State,
+    /// There is no cache.
+    Never,
+}
+
+/// Inside of a [`Checkpoint`].
+enum Saved {
+    /// Nothing was computed yet.
+    Empty,
+    /// A position of a sequence in one of its lives; used with [`GoingBack::Cut`].
+    Mark {
+        seq: SeqId,
+        life: u64,
+    },
+    State {
+        bytes: Vec<u8>,
+        fingerprint: [u8; 32],
+    },
+}
+
+impl Llama {
+    /// Loads `file` with settings that a [`super::Plan`] completed.
+    ///
+    /// # Errors
+    /// As [`super::load`].
+    pub(super) fn load(
+        file: &File,
+        settings: &Settings,
+        memory: Memory,
+        on_progress: Progress,
+    ) -> Result<Llama, Error> {
+        let checked = check::check(file)?;
+        let failed = |reason: String| Error::Load { path: file.path().to_owned(), reason };
+        let mut given_up = false;
+        let model = sys::Model::load(
+            file.path(),
+            &sys::ModelParams {
+                n_gpu_layers: settings.n_gpu_layers,
+                main_gpu: settings.main_gpu,
+                use_mmap: settings.use_mmap,
+                repack: settings.repack,
+                architecture: checked.architecture.clone(),
+                n_vocab: checked.n_vocab,
+            },
+            &mut |fraction| {
+                let go_on = on_progress(fraction);
+                given_up |= !go_on;
+                go_on
+            },
+        )
+        .map_err(|reason| if given_up { Error::Aborted } else { failed(reason) })?;
+        if model.has_encoder() && model.has_decoder() {
+            return Err(unsupported("run an encoder and a decoder together"));
+        }
+        let n_vocab = checked.n_vocab as usize;
+        let narrow = |value: usize| u32::try_from(value).map_err(|_| failed(format!("{value} is above 2^32")));
+        let context = sys::Context::new(
+            model,
+            &sys::ContextParams {
+                n_ctx_seq: narrow(plan::padded(settings.n_ctx))?,
+                n_seq_max: narrow(settings.n_seq_max)?,
+                n_batch: narrow(settings.n_batch)?,
+                n_ubatch: narrow(settings.n_ubatch)?,
+                n_outputs: narrow(settings.n_outputs)?,
+                n_threads: narrow(settings.n_threads)?,
+                flash_attention: match settings.flash_attention {
+                    FlashAttention::Auto => None,
+                    FlashAttention::On => Some(true),
+                    FlashAttention::Off => Some(false),
+                },
+                kv_type: kv_dtype(settings.kv_type),
+                embedding: settings.embedding,
+                abort: Arc::clone(&settings.abort),
+            },
+            n_vocab,
+        )
+        .map_err(failed)?;
+
+        let going_back = going_back(&context, &checked.architecture);
+        if settings.embedding && !context.is_pooled() {
+            return Err(unsupported("give embeddings: this model does not say how to pool them"));
+        }
+        if !settings.embedding && going_back == GoingBack::Never {
+            return Err(unsupported("give logits: this model only makes embeddings"));
+        }
+        let can_go_back = going_back != GoingBack::Never;
+        let info = EngineInfo {
+            engine: NAME,
+            n_vocab,
+            n_embd: context.model().n_embd(),
+            n_ctx: settings.n_ctx,
+            n_ctx_train: usize::try_from(checked.n_ctx_train).unwrap_or(usize::MAX),
+            n_seq_max: settings.n_seq_max,
+            n_batch: settings.n_batch,
+            n_outputs: settings.n_outputs,
+            memory,
+            support: Support {
+                logits: !settings.embedding,
+                embedding: settings.embedding,
+                hidden: false,
+                checkpoint: can_go_back,
+                fork: can_go_back,
+                save: can_go_back,
+            },
+            architecture: checked.architecture,
+        };
+        Ok(Llama {
+            context,
+            batch: sys::Batch::default(),
+            by_sequence: Vec::new(),
+            place: Vec::new(),
+            sequences: vec![Sequence::default(); settings.n_seq_max],
+            going_back,
+            jump: settings.jump,
+            abort: Arc::clone(&settings.abort),
+            fingerprint: state::fingerprint(file, settings),
+            info,
+        })
+    }
+
+    fn sequence(&self, seq: SeqId) -> Result<Sequence, Error> {
+        self.sequences.get(seq.0 as usize).copied().ok_or_else(|| {
+            Error::Batch(format!("there is no sequence {}, only {} of them", seq.0, self.info.n_seq_max))
+        })
+    }
+
+    /// A sequence whose state may be used.
+    fn sound(&self, seq: SeqId) -> Result<Sequence, Error> {
+        let sequence = self.sequence(seq)?;
+        if sequence.broken {
+            return Err(Error::Batch(format!("a step of sequence {} failed: release it first", seq.0)));
+        }
+        Ok(sequence)
+    }
+
+    fn empty(&self, seq: SeqId) -> Result<Sequence, Error> {
+        let sequence = self.sound(seq)?;
+        if sequence.next != 0 {
+            return Err(Error::Batch(format!("sequence {} is not empty: release it first", seq.0)));
+        }
+        Ok(sequence)
+    }
+
+    fn needs(&self, supported: bool, what: &str) -> Result<(), Error> {
+        if supported { Ok(()) } else { Err(unsupported(what)) }
+    }
+
+    /// Every rule of [`Batch`], before anything is computed.
+    fn validate(&self, batch: &Batch) -> Result<(), Error> {
+        if batch.tokens.len() > self.info.n_batch {
+            let (n, most) = (batch.tokens.len(), self.info.n_batch);
+            return Err(Error::Batch(format!("{n} tokens are more than a step takes ({most})")));
+        }
+        let rows = batch.tokens.iter().filter(|token| token.output.is_some()).count();
+        if rows > self.info.n_outputs {
+            let most = self.info.n_outputs;
+            return Err(Error::Batch(format!("{rows} rows of output are more than a step gives ({most})")));
+        }
+        for run in runs(&batch.tokens) {
+            let seq = run[0].seq;
+            let sequence = self.sound(seq)?;
+            if batch.tokens.iter().filter(|token| token.seq == seq).count() != run.len() {
+                return Err(Error::Batch(format!("the tokens of sequence {} are not consecutive", seq.0)));
+            }
+            let start = if self.jump && sequence.next == 0 { run[0].pos.0 } else { sequence.next };
+            for (index, token) in run.iter().enumerate() {
+                self.validate_token(token, u64::from(start) + index as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_token(&self, token: &BatchToken, next: u64) -> Result<(), Error> {
+        if token.token.0 as usize >= self.info.n_vocab {
+            let (id, n) = (token.token.0, self.info.n_vocab);
+            return Err(Error::Batch(format!("token {id} is not in the vocabulary of {n}")));
+        }
+        if next >= self.info.n_ctx as u64 {
+            return Err(Error::ContextFull { seq: token.seq, n_ctx: self.info.n_ctx });
+        }
+        if u64::from(token.pos.0) != next {
+            let (seq, pos) = (token.seq.0, token.pos.0);
+            return Err(Error::Batch(format!("position {pos} of sequence {seq} does not follow: expected {next}")));
+        }
+        match token.output {
+            None => Ok(()),
+            Some(Output::Logits) => self.needs(self.info.support.logits, "give logits when loaded for embeddings"),
+            Some(Output::Embedding) => {
+                self.needs(self.info.support.embedding, "give embeddings unless loaded for them")
+            }
+            Some(Output::Hidden) => Err(unsupported("give hidden streams")),
+        }
+    }
+
+    /// Computes what is in `self.batch`; marks its sequences broken when that fails.
+    fn decode(&mut self, tokens: &[BatchToken]) -> Result<(), Error> {
+        let decoded = self.context.decode(&mut self.batch);
+        let done = decoded == sys::Decoded::Done;
+        for run in runs(tokens) {
+            let sequence = &mut self.sequences[run[0].seq.0 as usize];
+            if done {
+                sequence.next = run[run.len() - 1].pos.0 + 1;
+            } else {
+                sequence.broken = true;
+            }
+        }
+        match decoded {
+            sys::Decoded::Done => Ok(()),
+            sys::Decoded::Aborted => {
+                self.abort.store(false, Ordering::Relaxed);
+                Err(Error::Aborted)
+            }
+            sys::Decoded::NoRoom => Err(Error::Step("no room in the cache".to_owned())),
+            sys::Decoded::Failed(reason) => Err(Error::Step(reason)),
+        }
+    }
+
+    fn step_logits(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), Error> {
+        // Sequences in rising order are what llama.cpp can compute together.
+        let tokens = &batch.tokens;
+        self.by_sequence.clear();
+        self.by_sequence.extend(0..tokens.len());
+        self.by_sequence.sort_by_key(|&index| tokens[index].seq);
+        self.place.clear();
+        self.place.resize(tokens.len(), 0);
+        self.batch.clear();
+        for (place, &index) in self.by_sequence.iter().enumerate() {
+            let token = tokens[index];
+            self.place[index] = place;
+            // Validated: all three are below 2^31.
+            self.batch.push(token.token.0 as i32, token.pos.0 as i32, token.seq.0 as i32, token.output.is_some());
+        }
+        self.decode(tokens)?;
+        for (index, _) in tokens.iter().enumerate().filter(|(_, token)| token.output.is_some()) {
+            let row = self.context.logits(self.place[index]);
+            let row = row.ok_or_else(|| Error::Step(format!("token {index} of the batch got no logits")))?;
+            out.push_row(row.len()).copy_from_slice(row);
+        }
+        Ok(())
+    }
+
+    /// Each text alone: pooling sees what is computed together, and llama.cpp splits texts of different length.
+    fn step_embeddings(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), Error> {
+        for run in runs(&batch.tokens) {
+            let seq = run[0].seq;
+            if run[0].pos.0 != 0 {
+                return Err(Error::Batch(format!("sequence {} must be whole to be embedded", seq.0)));
+            }
+            self.batch.clear();
+            for token in run {
+                self.batch.push(token.token.0 as i32, token.pos.0 as i32, token.seq.0 as i32, true);
+            }
+            self.decode(run)?;
+            for _ in run.iter().filter(|token| token.output.is_some()) {
+                let row = self.context.pooled(seq.0 as i32);
+                let row = row.ok_or_else(|| Error::Step(format!("sequence {} got no embedding", seq.0)))?;
+                out.push_row(row.len()).copy_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+
+    fn save_state(&mut self, seq: SeqId) -> Result<Vec<u8>, Error> {
+        self.context.save_state(seq.0 as i32).map_err(Error::State)
+    }
+
+    /// Makes `seq` hold `bytes`, whose next position is `next`.
+    fn load_state(&mut self, seq: SeqId, bytes: &[u8], next: Pos) -> Result<(), Error> {
+        self.release(seq);
+        self.context.load_state(seq.0 as i32, bytes).map_err(Error::State)?;
+        let found = self.context.last_position(seq.0 as i32);
+        if i64::from(found) + 1 != i64::from(next.0) {
+            self.release(seq);
+            return Err(Error::State(format!("it ends at position {found}, expected {}", i64::from(next.0) - 1)));
+        }
+        self.sequences[seq.0 as usize].next = next.0;
+        Ok(())
+    }
+}
+
+impl Engine for Llama {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error> {
+        out.clear();
+        self.validate(batch)?;
+        if batch.tokens.is_empty() {
+            return Ok(StepStats::default());
+        }
+        if self.abort.swap(false, Ordering::Relaxed) {
+            return Err(Error::Aborted);
+        }
+        let start = Instant::now();
+        if self.info.support.embedding {
+            self.step_embeddings(batch, out)?;
+        } else {
+            self.step_logits(batch, out)?;
+        }
+        Ok(StepStats { tokens: batch.tokens.len(), seconds: start.elapsed().as_secs_f64() })
+    }
+
+    fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error> {
+        self.needs(self.info.support.checkpoint, "remember a state of this model")?;
+        let sequence = self.sound(seq)?;
+        let saved = match self.going_back {
+            _ if sequence.next == 0 => Saved::Empty,
+            GoingBack::Cut => Saved::Mark { seq, life: sequence.life },
+            _ => Saved::State { bytes: self.save_state(seq)?, fingerprint: self.fingerprint },
+        };
+        let bytes = if let Saved::State { bytes, .. } = &saved { bytes.len() } else { 0 };
+        Ok(Checkpoint { pos: Pos(sequence.next), bytes, state: Arc::new(saved) })
+    }
+
+    fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
+        self.needs(self.info.support.checkpoint, "rewind this model")?;
+        let sequence = self.sequence(seq)?;
+        let state = Arc::clone(&to.state);
+        match state.downcast_ref::<Saved>() {
+            None => Err(Error::State("it was made by another engine".to_owned())),
+            Some(Saved::Empty) => {
+                self.release(seq);
+                Ok(())
+            }
+            Some(Saved::State { bytes, fingerprint }) => {
+                if *fingerprint != self.fingerprint {
+                    return Err(Error::State("it was made by another model".to_owned()));
+                }
+                self.load_state(seq, bytes, to.pos)
+            }
+            Some(Saved::Mark { seq: from, life }) => {
+                if *from != seq || *life != sequence.life || to.pos.0 > sequence.next {
+                    return Err(Error::State(format!("sequence {} no longer holds what was marked", seq.0)));
+                }
+                if !self.context.remove(seq.0 as i32, to.pos.0 as i32) {
+                    self.sequences[seq.0 as usize].broken = true;
+                    return Err(unsupported("cut this model's cache"));
+                }
+                let sequence = &mut self.sequences[seq.0 as usize];
+                sequence.next = to.pos.0;
+                sequence.broken = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error> {
+        self.needs(self.info.support.fork, "fork a sequence of this model")?;
+        let source = self.sound(from)?;
+        self.empty(to)?;
+        let end = at.map_or(Pos(source.next), |at| at.pos);
+        match at.map(|at| at.state.downcast_ref::<Saved>()) {
+            // A saved state stands for itself.
+            Some(Some(Saved::State { .. } | Saved::Empty) | None) => {
+                return self.rewind(to, at.expect("matched above"));
+            }
+            Some(Some(Saved::Mark { seq, life })) if *seq != from || *life != source.life || end.0 > source.next => {
+                return Err(Error::State(format!("sequence {} no longer holds what was marked", from.0)));
+            }
+            _ => {}
+        }
+        if source.next == 0 {
+            return Ok(());
+        }
+        let bytes = self.save_state(from)?;
+        self.load_state(to, &bytes, Pos(source.next))?;
+        if end.0 < source.next {
+            if !self.context.remove(to.0 as i32, end.0 as i32) {
+                self.release(to);
+                return Err(unsupported("cut this model's cache"));
+            }
+            self.sequences[to.0 as usize].next = end.0;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        let Some(sequence) = self.sequences.get_mut(seq.0 as usize) else { return };
+        let life = sequence.life + 1;
+        let untouched = sequence.next == 0 && !sequence.broken;
+        *sequence = Sequence { life, ..Sequence::default() };
+        if !untouched {
+            // Taking a whole sequence away is what every cache can do.
+            let removed = self.context.remove(seq.0 as i32, -1);
+            debug_assert!(removed, "a whole sequence can always be removed");
+        }
+    }
+
+    fn save(&mut self, seq: SeqId, to: &mut dyn Write) -> Result<(), Error> {
+        self.needs(self.info.support.save, "save a state of this model")?;
+        let sequence = self.sound(seq)?;
+        let bytes = if sequence.next == 0 { Vec::new() } else { self.save_state(seq)? };
+        state::write(to, &self.fingerprint, Pos(sequence.next), &bytes)
+    }
+
+    fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
+        self.needs(self.info.support.save, "restore a state of this model")?;
+        self.empty(seq)?;
+        let (next, bytes) = state::read(from, &self.fingerprint, self.info.n_ctx, self.info.memory.kv)?;
+        if next.0 > 0 {
+            self.load_state(seq, &bytes, next)?;
+        }
+        Ok(next)
+    }
+}
+
+/// Cuts a batch into the tokens of one sequence each.
+fn runs(tokens: &[BatchToken]) -> impl Iterator<Item = &[BatchToken]> {
+    tokens.chunk_by(|a, b| a.seq == b.seq)
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Unsupported { engine: NAME, what: what.to_owned() }
+}
+
+/// Only caches that keep every position are cut; the family's compressed ones never, whatever they claim.
+fn going_back(context: &sys::Context, architecture: &str) -> GoingBack {
+    let model = context.model();
+    if !context.has_cache() {
+        GoingBack::Never
+    } else if model.is_recurrent() || model.n_swa() > 0 || architecture.starts_with("deepseek") {
+        GoingBack::State
+    } else {
+        GoingBack::Cut
+    }
+}
+
+fn kv_dtype(kind: KvType) -> DType {
+    match kind {
+        KvType::F32 => DType::F32,
+        KvType::F16 => DType::F16,
+        KvType::Q8_0 => DType::Q8_0,
+        KvType::Q4_0 => DType::Q4_0,
+    }
+}
