@@ -99,11 +99,13 @@ impl Endpoint {
 /// Every endpoint there is. Methods that are not listed answer 405, HEAD included.
 #[rustfmt::skip]
 fn endpoints() -> Vec<Endpoint> {
-    use ollama::{blobs, models};
+    use ollama::{blobs, models, show};
     vec![
         at("/").head(running).get(running),
         at("/api/version").head(models::version).get(models::version),
         at("/api/tags").head(models::tags).get(models::tags),
+        at("/api/ps").get(models::ps),
+        at("/api/show").post(show::show),
         at("/api/copy").post(models::copy),
         at("/api/delete").delete(models::delete),
         at("/api/blobs/{digest}").head(blobs::exists).post(blobs::upload),

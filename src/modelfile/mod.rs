@@ -56,6 +56,11 @@ pub enum Role {
 impl Role {
     const ALL: [Role; 3] = [Role::System, Role::User, Role::Assistant];
 
+    /// The role with this word.
+    pub fn from_word(word: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.word() == word)
+    }
+
     /// The word in the file.
     pub fn word(self) -> &'static str {
         match self {

@@ -206,8 +206,7 @@ impl<'a> Reader<'a> {
         self.blanks("MESSAGE")?;
         let start = self.at;
         let word = self.word(|c| !c.is_whitespace());
-        let role = Role::ALL.into_iter().find(|role| role.word() == word);
-        let role = role.ok_or_else(|| self.error(start, Fault::Role))?;
+        let role = Role::from_word(word).ok_or_else(|| self.error(start, Fault::Role))?;
         Ok(Instruction::Message { role, content: self.value("MESSAGE")? })
     }
 

@@ -70,19 +70,6 @@ pub enum Error {
     },
 }
 
-/// An installed model as a list shows it.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    pub name: Name,
-    /// SHA-256 of the manifest's bytes.
-    pub digest: Digest,
-    pub modified: SystemTime,
-    /// Bytes of all layers and the config.
-    pub size: u64,
-    pub details: Details,
-    pub capabilities: Vec<Capability>,
-}
-
 /// A manifest as found on disk.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -189,23 +176,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`] when the folder of manifests itself cannot be read.
-    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+    pub fn list(&self) -> Result<Vec<Model>, Error> {
         let mut listed = Vec::new();
         for name in self.names()? {
             match self.model(&name) {
-                Ok(model) => listed.push(Listed {
-                    name,
-                    digest: model.digest,
-                    modified: model.modified,
-                    size: model.size,
-                    details: model.details(),
-                    capabilities: model.capabilities,
-                }),
+                Ok(model) => listed.push((name, model)),
                 Err(error) => tracing::warn!(%name, %error, "left out of the list"),
             }
         }
-        listed.sort_by(|a, b| (b.modified, &a.name).cmp(&(a.modified, &b.name)));
-        Ok(listed)
+        listed.sort_by(|(a, first), (b, second)| (second.modified, a).cmp(&(first.modified, b)));
+        Ok(listed.into_iter().map(|(_, model)| model).collect())
     }
 
     /// Names of all manifest files, broken ones included, sorted.

@@ -34,6 +34,8 @@ pub struct Model {
     /// The TEMPLATE, in Go's template language.
     pub template: Option<String>,
     pub system: Option<String>,
+    /// The model whose weights these are, if this one was made from it.
+    pub parent: Option<String>,
     /// PARAMETERs: options under their own names.
     pub params: Map<String, Value>,
     /// MESSAGEs that every conversation starts with.
@@ -209,6 +211,7 @@ impl Model {
             template: text(Kind::Template)?,
             system: text(Kind::System)?,
             source: Source::Installed(name.clone()),
+            parent: manifest.parent().map(str::to_owned),
             digest,
             modified,
             size: manifest.size(),
@@ -256,6 +259,7 @@ impl Model {
             draft: None,
             template: None,
             system: None,
+            parent: None,
             params: Map::new(),
             messages: Vec::new(),
             license: Vec::new(),
@@ -270,13 +274,21 @@ impl Model {
         self.source.to_string()
     }
 
+    /// The complete name, for messages that need it unambiguous; a path is that already.
+    pub fn full_name(&self) -> String {
+        match &self.source {
+            Source::Installed(name) => name.full().to_string(),
+            Source::File(path) => path.display().to_string(),
+        }
+    }
+
     /// What lists show. The config blob has the first word, the header fills what it leaves open.
     pub fn details(&self) -> Details {
         let (config, header) = (&self.config, &self.header);
         let or = |said: &str, found: &str| if said.is_empty() { found } else { said }.to_string();
         let family = or(&config.model_family, &header.architecture);
         Details {
-            parent: String::new(),
+            parent: self.parent.clone().unwrap_or_default(),
             format: or(&config.model_format, if self.weights.is_empty() { "" } else { "gguf" }),
             families: match &config.model_families[..] {
                 [] if family.is_empty() => Vec::new(),

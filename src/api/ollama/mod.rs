@@ -4,4 +4,5 @@ pub mod blobs;
 pub mod duration;
 pub mod models;
 pub mod options;
+pub mod show;
 pub mod types;

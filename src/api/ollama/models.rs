@@ -1,14 +1,19 @@
-//! Models as things: list, show, copy, delete, and which are loaded.
+//! Models as things: which are installed, which are loaded, copy, delete.
+
+use std::cmp::Reverse;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use std::time::SystemTime;
+use jiff::tz::TimeZone;
 
 use super::types::*;
 use crate::api::extract::Body;
 use crate::api::{AppState, Error, OLLAMA_VERSION, json};
-use crate::store::{self, Name, NameError};
+use crate::chat::family::{self, Facts};
+use crate::scheduler::Loaded;
+use crate::store::{self, Capability, Model, Name, NameError, Store};
 
 /// GET, HEAD `/api/version`.
 pub async fn version(State(_): State<AppState>) -> Response {
@@ -19,18 +24,55 @@ pub async fn version(State(_): State<AppState>) -> Response {
 pub async fn tags(State(app): State<AppState>) -> Result<Response, Error> {
     let listed = blocking(move || app.store.list()).await??;
     let models = listed
-        .into_iter()
+        .iter()
         .map(|model| ListModelResponse {
-            name: model.name.to_string(),
-            model: model.name.to_string(),
+            name: model.name(),
+            model: model.name(),
             modified_at: local_time(model.modified),
             size: model.size,
             digest: model.digest.hex(),
-            details: details(model.details),
-            capabilities: model.capabilities.iter().map(|c| c.word().to_string()).collect(),
+            details: details(model.details()),
+            capabilities: capabilities(model),
         })
         .collect();
     Ok(json(&ListResponse { models }))
+}
+
+/// GET `/api/ps`.
+pub async fn ps(State(app): State<AppState>) -> Result<Response, Error> {
+    let loaded = app.scheduler.ps().await;
+    let now = SystemTime::now();
+    let mut models = blocking(move || {
+        let row = |loaded: &Loaded| (loaded.expires_at.unwrap_or(now + FOREVER), process(&app.store, loaded));
+        loaded.iter().map(row).collect::<Vec<_>>()
+    })
+    .await?;
+    models.sort_by_key(|(expires_at, _)| Reverse(*expires_at));
+    let models = models
+        .into_iter()
+        .map(|(expires_at, model)| ProcessModelResponse { expires_at: local_time(expires_at), ..model })
+        .collect();
+    Ok(json(&ProcessResponse { models }))
+}
+
+/// Go's longest duration, some 292 years: how Ollama shows "never".
+const FOREVER: Duration = Duration::from_nanos(i64::MAX as u64);
+
+fn process(store: &Store, loaded: &Loaded) -> ProcessModelResponse {
+    let spec = &loaded.spec;
+    // The name may be gone while its model is still loaded; the file it was loaded from tells almost as much.
+    let installed = Name::parse(&spec.name).ok().and_then(|name| store.model(&name).ok());
+    let model = installed.or_else(|| Model::from_gguf(&spec.weights).ok());
+    ProcessModelResponse {
+        name: spec.name.clone(),
+        model: spec.name.clone(),
+        size: loaded.info.memory.total(),
+        size_vram: loaded.info.memory.device,
+        digest: spec.digest.trim_start_matches("sha256:").to_string(),
+        details: model.map(|model| details(model.details())).unwrap_or_default(),
+        expires_at: String::new(),
+        context_length: loaded.info.n_ctx,
+    }
 }
 
 /// POST `/api/copy`.
@@ -71,11 +113,36 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 /// RFC 3339 with nanoseconds and the local offset.
 pub(super) fn local_time(time: SystemTime) -> String {
-    Timestamp::try_from(time)
-        .unwrap_or_default()
-        .to_zoned_datetime(jiff::tz::TimeZone::system())
-        .strftime("%Y-%m-%dT%H:%M:%S%.f%:z")
-        .to_string()
+    let zoned = Timestamp::try_from(time).unwrap_or_default().to_zoned_datetime(TimeZone::system());
+    zoned.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string()
+}
+
+/// The words for what a model can do. What its prompt format can express is said by the chat family that will write the
+/// prompts, everything else by the files.
+pub(super) fn capabilities(model: &Model) -> Vec<String> {
+    let renderer = &model.config.renderer;
+    let facts = Facts {
+        architecture: if renderer.is_empty() { &model.header.architecture } else { renderer },
+        release: model.header.release.as_deref(),
+        jinja: model.header.chat_template.as_deref(),
+        go: model.template.as_deref(),
+        ..Facts::default()
+    };
+    let mut found = model.capabilities.clone();
+    if let Ok(family) = family::for_model(&facts)
+        && found.contains(&Capability::Completion)
+    {
+        let says = family.capabilities();
+        for (capability, holds) in
+            [(Capability::Tools, says.tools), (Capability::Insert, says.insert), (Capability::Thinking, says.thinking)]
+        {
+            found.retain(|c| *c != capability);
+            if holds {
+                found.push(capability);
+            }
+        }
+    }
+    found.iter().map(|c| c.word().to_string()).collect()
 }
 
 pub(super) fn details(details: store::Details) -> ModelDetails {
