@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::ollama::duration;
-use crate::{scheduler, store};
+use crate::{chat, completion, scheduler, store};
 
 /// Every way a request can fail. `Display` is the text of the answer's `error` field.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,32 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error(transparent)]
     Scheduler(#[from] scheduler::Error),
+    /// A prompt that this model's format or vocabulary cannot express.
+    #[error("{0}")]
+    Prompt(String),
+    /// With `truncate: false`, in the words of Ollama's runner.
+    #[error("request ({tokens} tokens) exceeds the available context size ({n_ctx} tokens), try increasing it")]
+    ContextExceeded { tokens: usize, n_ctx: usize },
+    #[error("unknown renderer \"{0}\"")]
+    Renderer(String),
+}
+
+impl From<completion::Error> for Error {
+    fn from(error: completion::Error) -> Self {
+        match error {
+            completion::Error::Scheduler(error) => Error::Scheduler(error),
+            completion::Error::PromptTooLong { .. } => Error::PromptTooLong,
+            completion::Error::ContextExceeded { tokens, n_ctx } => Error::ContextExceeded { tokens, n_ctx },
+            completion::Error::Chat(chat::Error::Generation { given }) => Error::Renderer(given),
+            completion::Error::Chat(chat::Error::GoTemplate) => {
+                Error::NotImplemented(chat::Error::GoTemplate.to_string())
+            }
+            completion::Error::Chat(error) => Error::Prompt(error.to_string()),
+            completion::Error::Tokens(error) => Error::Prompt(error.to_string()),
+            no_weights @ completion::Error::NoWeights { .. } => Error::NotImplemented(no_weights.to_string()),
+            completion::Error::Preparation => Error::Internal(error.to_string()),
+        }
+    }
 }
 
 impl Error {
@@ -145,13 +171,17 @@ impl Error {
             | Error::OneAdapter
             | Error::NoBaseModel
             | Error::PromptTooLong
+            | Error::ContextExceeded { .. }
+            | Error::Prompt(_)
             | Error::BadRequest(_) => StatusCode::BAD_REQUEST,
             Error::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Error::Cloud { .. } | Error::PathNotAllowed => StatusCode::FORBIDDEN,
             Error::NotFound(_) | Error::CopySourceNotFound(_) => StatusCode::NOT_FOUND,
             // Ollama calls these the server's fault; clients only look for an error status.
             Error::Format(_) | Error::Option(_) | Error::QuantizeSource => StatusCode::INTERNAL_SERVER_ERROR,
-            Error::PullNotFound | Error::Create(_) | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Renderer(_) | Error::PullNotFound | Error::Create(_) | Error::Internal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Error::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Error::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Error::Store(error) => store_status(error),

@@ -8,6 +8,7 @@ pub mod error;
 pub mod extract;
 pub mod guard;
 pub mod local;
+pub mod metrics;
 pub mod ollama;
 pub mod stream;
 
@@ -23,6 +24,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 
 pub use error::Error;
 
+use crate::completion::Runtime;
 use crate::scheduler::Scheduler;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -37,6 +39,8 @@ pub struct AppState {
     pub scheduler: Scheduler,
     pub metrics: Metrics,
     pub settings: Arc<Settings>,
+    /// How models are run unless a request says otherwise.
+    pub runtime: Arc<Runtime>,
 }
 
 /// Settings of the interface itself.
@@ -99,9 +103,12 @@ impl Endpoint {
 /// Every endpoint there is. Methods that are not listed answer 405, HEAD included.
 #[rustfmt::skip]
 fn endpoints() -> Vec<Endpoint> {
-    use ollama::{blobs, models, show};
+    use ollama::{blobs, chat, generate, models, show};
     vec![
         at("/").head(running).get(running),
+        at("/metrics").get(metrics::metrics),
+        at("/api/generate").post(generate::generate),
+        at("/api/chat").post(chat::chat),
         at("/api/version").head(models::version).get(models::version),
         at("/api/tags").head(models::tags).get(models::tags),
         at("/api/ps").get(models::ps),

@@ -24,7 +24,7 @@ pub mod plan;
 pub mod scripted;
 
 pub use machine::{BuildInfo, build_info, check_cpu};
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, scripted_model};
 
 /// Loads `path` with the engine that `kind` names, on the thread that will step it.
 ///

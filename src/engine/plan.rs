@@ -77,7 +77,7 @@ pub(super) fn script(settings: &Settings) -> Result<scripted::Script, Error> {
 }
 
 /// What the scripted engine stands for when it plays the part of `file`.
-pub(super) fn scripted_model(file: &fathom_gguf::File) -> Result<scripted::Model, Error> {
+pub fn scripted_model(file: &fathom_gguf::File) -> Result<scripted::Model, Error> {
     /// `LLAMA_TOKEN_TYPE_CONTROL`, as `tokenizer.ggml.token_type` writes it.
     const CONTROL: i64 = 3;
     let metadata = file.metadata();

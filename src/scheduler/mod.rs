@@ -112,6 +112,11 @@ impl Lease {
         unreachable!("no lease is given out yet")
     }
 
+    /// The vocabulary of what is loaded.
+    pub fn tokenizer(&self) -> &Arc<crate::tokens::Tokenizer> {
+        unreachable!("no lease is given out yet")
+    }
+
     /// How long this lease waited for its model.
     pub fn load(&self) -> Duration {
         Duration::ZERO

@@ -24,6 +24,9 @@ pub struct Header {
     pub embedding_length: Option<u64>,
     /// Jinja, `tokenizer.chat_template`.
     pub chat_template: Option<String>,
+    /// Texts of the tokens that begin and end a text, for templates that name them.
+    pub bos: Option<String>,
+    pub eos: Option<String>,
     /// An embedding model: `<arch>.pooling_type` is there.
     pub pooling: bool,
     pub vision: bool,
@@ -51,6 +54,8 @@ impl Header {
             context_length: metadata.u64(&key("context_length")).ok(),
             embedding_length: metadata.u64(&key("embedding_length")).ok(),
             chat_template: text("tokenizer.chat_template"),
+            bos: token(metadata, "tokenizer.ggml.bos_token_id"),
+            eos: token(metadata, "tokenizer.ggml.eos_token_id"),
             pooling: metadata.get(&key("pooling_type")).is_some(),
             vision: metadata.get(&key("vision.block_count")).is_some(),
             audio: metadata.get(&key("audio.block_count")).is_some(),
@@ -81,6 +86,12 @@ impl Store {
         self.headers.lock().unwrap_or_else(|e| e.into_inner()).insert(*digest, header.clone());
         Ok(header)
     }
+}
+
+/// The text of the token whose id is stored under `key`.
+fn token(metadata: &fathom_gguf::Metadata, key: &str) -> Option<String> {
+    let id = usize::try_from(metadata.u64(key).ok()?).ok()?;
+    metadata.strings("tokenizer.ggml.tokens").ok()?.get(id).map(|text| text.to_string())
 }
 
 /// Elements of all tensors of a model.

@@ -55,6 +55,16 @@ pub enum Source {
     File(PathBuf),
 }
 
+impl Source {
+    /// The name with all of its parts, or the path as given.
+    pub fn full(&self) -> String {
+        match self {
+            Source::Installed(name) => name.full().to_owned(),
+            Source::File(path) => path.display().to_string(),
+        }
+    }
+}
+
 /// The short name, or the path as given.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

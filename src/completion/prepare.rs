@@ -1,0 +1,181 @@
+//! From what a client sent to the ids that are submitted: render, cut, tokenise.
+
+use std::sync::Arc;
+
+use super::truncate::{self, Room, Truncated};
+use super::{Error, Overflow};
+use crate::chat::{Family, Message, Parser, Prompt, Request, Role};
+use crate::ids::TokenId;
+use crate::tokens::Tokenizer;
+
+/// What the model shall go on from.
+#[derive(Clone, Debug)]
+pub enum Input {
+    Chat {
+        request: Request,
+        /// Ids of earlier prompts and answers, put in front as they are.
+        context: Vec<TokenId>,
+    },
+    /// Text that reaches the model as it is; the answer is not parsed either.
+    Raw(String),
+    /// The text between these two is asked for.
+    Insert { prefix: String, suffix: String },
+}
+
+/// A prompt that fits, and the reader of its answer.
+pub struct Prepared {
+    pub text: String,
+    pub tokens: Vec<TokenId>,
+    /// Positions that later requests will probably share.
+    pub(super) checkpoint_at: Vec<usize>,
+    /// `None`: the answer is all content.
+    pub(super) parser: Option<Box<dyn Parser>>,
+    pub truncated: Option<Truncated>,
+}
+
+/// The measures of the loaded model and of this request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space {
+    pub n_ctx: usize,
+    /// The answer's token budget, if it has one.
+    pub max_tokens: Option<usize>,
+    pub overflow: Overflow,
+}
+
+/// Long prompts take tens of milliseconds: not for an async thread.
+pub(super) fn prepare(
+    family: &Family,
+    tokenizer: &Arc<Tokenizer>,
+    input: Input,
+    space: Space,
+) -> Result<Prepared, Error> {
+    match input {
+        Input::Raw(text) => {
+            let tokens = tokenizer.encode_prompt(&text)?;
+            fits(tokens.len(), space)?;
+            Ok(Prepared { text, checkpoint_at: Vec::new(), tokens, parser: None, truncated: None })
+        }
+        Input::Insert { prefix, suffix } => {
+            let prompt = family.render_insert(&prefix, &suffix)?;
+            let tokens = tokenizer.encode_prompt(&prompt.text)?;
+            fits(tokens.len(), space)?;
+            Ok(Prepared { checkpoint_at: Vec::new(), text: prompt.text, tokens, parser: None, truncated: None })
+        }
+        Input::Chat { request, context } => chat(family, tokenizer, request, context, space),
+    }
+}
+
+fn chat(
+    family: &Family,
+    tokenizer: &Arc<Tokenizer>,
+    mut request: Request,
+    context: Vec<TokenId>,
+    space: Space,
+) -> Result<Prepared, Error> {
+    let (mut prompt, mut tokens) = write(family, tokenizer, &request, &context)?;
+    let mut truncated = None;
+    if space.overflow == Overflow::Refuse {
+        fits(tokens.len(), space)?;
+    } else {
+        let whole = tokens.len();
+        let room = Room { prompt: space.longest_prompt(), answer: space.answer_room() };
+        let mut part = request.clone();
+        let from = truncate::first_kept(&request.messages, whole, room, |from| {
+            part.messages = truncate::kept(&request.messages, from).cloned().collect();
+            write(family, tokenizer, &part, &context).map(|(_, tokens)| tokens.len())
+        })?
+        .ok_or(Error::PromptTooLong { tokens: whole, n_ctx: space.n_ctx })?;
+        if from > 0 {
+            let before = request.messages.len();
+            request.messages = truncate::kept(&request.messages, from).cloned().collect();
+            (prompt, tokens) = write(family, tokenizer, &request, &context)?;
+            truncated = Some(Truncated {
+                messages: before - request.messages.len(),
+                tokens: whole.saturating_sub(tokens.len()),
+            });
+        }
+    }
+    let checkpoint_at =
+        if context.is_empty() { stable_positions(family, tokenizer, &request, &prompt, &tokens) } else { Vec::new() };
+    Ok(Prepared { parser: Some(family.parser(&request, &prompt)), text: prompt.text, tokens, checkpoint_at, truncated })
+}
+
+fn write(
+    family: &Family,
+    tokenizer: &Tokenizer,
+    request: &Request,
+    context: &[TokenId],
+) -> Result<(Prompt, Vec<TokenId>), Error> {
+    let prompt = family.render(request)?;
+    let tokens = tokenizer.encode_prompt(&prompt.text)?;
+    if context.is_empty() {
+        return Ok((prompt, tokens));
+    }
+    // The earlier ids begin with BOS; a second one in the middle would start the text anew.
+    let rest = match tokenizer.bos() {
+        Some(bos) if tokens.first() == Some(&bos) => &tokens[1..],
+        _ => &tokens[..],
+    };
+    let joined = [context, rest].concat();
+    Ok((prompt, joined))
+}
+
+fn fits(tokens: usize, space: Space) -> Result<(), Error> {
+    if tokens <= space.longest_prompt() { Ok(()) } else { Err(Error::ContextExceeded { tokens, n_ctx: space.n_ctx }) }
+}
+
+impl Space {
+    /// One position is left for the answer.
+    fn longest_prompt(self) -> usize {
+        self.n_ctx.saturating_sub(1)
+    }
+
+    /// An eighth of the context, less when the answer has a smaller budget.
+    fn answer_room(self) -> usize {
+        let eighth = self.n_ctx / 8;
+        self.max_tokens.map_or(eighth, |budget| budget.min(eighth))
+    }
+}
+
+/// Where the next requests will part from this one: after the system prompt and tools (another conversation of the same
+/// agent), and where the answer is opened (the next turn of this conversation).
+fn stable_positions(
+    family: &Family,
+    tokenizer: &Tokenizer,
+    request: &Request,
+    prompt: &Prompt,
+    tokens: &[TokenId],
+) -> Vec<usize> {
+    let mut bytes = vec![prompt.stable_bytes];
+    let opening: Vec<Message> =
+        request.messages.iter().take_while(|message| message.role == Role::System).cloned().collect();
+    if !opening.is_empty() || !request.tools.is_empty() {
+        // What two conversations that differ in the first user message have in common; no family needs to know about this.
+        let mut other = Request { messages: opening, ..request.clone() };
+        other.messages.push(Message::new(Role::User, "\u{0}"));
+        if let Ok(other) = family.render(&other) {
+            bytes.push(common_prefix(&other.text, &prompt.text));
+        }
+    }
+    bytes.sort_unstable();
+    bytes.dedup();
+
+    let mut positions = Vec::new();
+    let mut at = 0;
+    let mut bytes = bytes.into_iter().peekable();
+    for (position, token) in tokens.iter().enumerate() {
+        let next = at + tokenizer.piece(*token).len();
+        while bytes.next_if(|&wanted| wanted < next).is_some() {
+            positions.push(position);
+        }
+        at = next;
+    }
+    positions.extend(bytes.map(|_| tokens.len()));
+    positions.retain(|&position| position > 0);
+    positions.dedup();
+    positions
+}
+
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
