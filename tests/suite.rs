@@ -3,3 +3,6 @@
 //! Tier T0 needs Rust and a C compiler; tests behind feature `llama` are T1 and run both the engine and the tiny checkpoints.
 
 mod layers;
+
+#[cfg(feature = "llama")]
+mod gguf_vs_ggml;
