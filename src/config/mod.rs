@@ -12,11 +12,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod bytes;
+mod docs;
 mod duration;
 mod host;
 
+pub use bytes::{ParseBytesError, parse_bytes};
+pub use docs::markdown;
 pub use duration::{ParseDurationError, parse_duration};
-pub use host::{DEFAULT_PORT, Host, Scheme};
+pub use host::{DEFAULT_PORT, Host, ListenOn, ParseHostError, Scheme};
 
 /// Every setting of the program, as one piece; modules are given the part they need.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,12 +37,16 @@ pub struct Config {
     pub keep_alive: Option<Duration>,
     /// Sequences per loaded model; `None` = as the memory plan says.
     pub num_parallel: Option<usize>,
-    /// Models loaded at once; `None` = as many as fit.
-    pub max_loaded_models: Option<usize>,
+    /// Models loaded at once.
+    pub max_loaded_models: usize,
     /// Requests that may wait; more are answered with 503.
     pub max_queue: usize,
-    /// A load that makes no progress for this long fails; `None` = never.
-    pub load_timeout: Option<Duration>,
+    /// Bytes for all loaded models together; `None` = what the machine has free.
+    pub memory: Option<u64>,
+    /// Bytes per loaded model for states of prompts that may come again.
+    pub prefix_cache: u64,
+    /// Whether the server removes blobs that no model uses when it starts.
+    pub prune: bool,
     /// Name of the engine, as [`crate::engine::Kind`] spells it.
     pub engine: String,
     /// Context of one sequence in tokens; `None` = what the model was trained for, as far as memory allows.
@@ -78,9 +86,12 @@ pub enum LogFormat {
 }
 
 /// One row of the table.
+#[derive(Debug)]
 pub struct Variable {
     /// Without prefix: `HOST` is `FATHOM_HOST`.
     pub name: &'static str,
+    /// Long flag, without dashes, of the commands that [`Group`] names.
+    pub flag: Option<&'static str>,
     /// Whether `OLLAMA_<name>` is honoured too.
     pub ollama: bool,
     pub group: Group,
@@ -139,11 +150,6 @@ impl Variable {
         self.ollama.then(|| format!("OLLAMA_{}", self.name))
     }
 
-    /// `num-parallel`: the long flag, without dashes.
-    pub fn flag(&self) -> String {
-        self.name.to_ascii_lowercase().replace('_', "-")
-    }
-
     /// The row called `name`.
     pub fn by_name(name: &str) -> Option<&'static Variable> {
         VARIABLES.iter().find(|v| v.name == name)
@@ -154,6 +160,7 @@ impl Variable {
 pub static VARIABLES: &[Variable] = &[
     Variable {
         name: "HOST",
+        flag: Some("host"),
         ollama: true,
         group: Group::Server,
         value: "ADDRESS",
@@ -166,6 +173,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "MODELS",
+        flag: Some("models"),
         ollama: true,
         group: Group::Server,
         value: "DIR",
@@ -178,6 +186,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "ORIGINS",
+        flag: Some("origins"),
         ollama: true,
         group: Group::Server,
         value: "LIST",
@@ -190,6 +199,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "KEEP_ALIVE",
+        flag: Some("keep-alive"),
         ollama: true,
         group: Group::Server,
         value: "DURATION",
@@ -202,6 +212,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "NUM_PARALLEL",
+        flag: Some("num-parallel"),
         ollama: true,
         group: Group::Server,
         value: "N",
@@ -214,18 +225,22 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "MAX_LOADED_MODELS",
+        flag: Some("max-loaded-models"),
         ollama: true,
         group: Group::Server,
         value: "N",
-        default: "as memory allows",
-        help: "Models that are loaded at the same time; 0 = as memory allows",
+        default: "3",
+        help: "Most models that are loaded at the same time; 0 = the default",
         set: |c, v, _| {
-            c.max_loaded_models = Some(number(v)?).filter(|n| *n > 0);
+            if let n @ 1.. = number(v)? {
+                c.max_loaded_models = n;
+            }
             Ok(())
         },
     },
     Variable {
         name: "MAX_QUEUE",
+        flag: Some("max-queue"),
         ollama: true,
         group: Group::Server,
         value: "N",
@@ -237,19 +252,47 @@ pub static VARIABLES: &[Variable] = &[
         },
     },
     Variable {
-        name: "LOAD_TIMEOUT",
-        ollama: true,
+        name: "MEMORY",
+        flag: Some("memory"),
+        ollama: false,
         group: Group::Server,
-        value: "DURATION",
-        default: "5m",
-        help: "A model load without progress for this long fails; 0 or negative = never",
+        value: "BYTES",
+        default: "what the machine has free",
+        help: "Memory for all loaded models together: `24GiB`, `500MB` or bytes",
         set: |c, v, _| {
-            c.load_timeout = parse_duration(v).map_err(|e| e.to_string())?.filter(|d| !d.is_zero());
+            c.memory = Some(parse_bytes(v).map_err(|e| e.to_string())?);
+            Ok(())
+        },
+    },
+    Variable {
+        name: "PREFIX_CACHE",
+        flag: Some("prefix-cache"),
+        ollama: false,
+        group: Group::Server,
+        value: "BYTES",
+        default: "1GiB",
+        help: "Memory per loaded model for states of prompts that may come again",
+        set: |c, v, _| {
+            c.prefix_cache = parse_bytes(v).map_err(|e| e.to_string())?;
+            Ok(())
+        },
+    },
+    Variable {
+        name: "NOPRUNE",
+        flag: None,
+        ollama: true,
+        group: Group::Program,
+        value: "BOOL",
+        default: "0",
+        help: "`1` = `fathom serve` leaves blobs that no model uses in the store",
+        set: |c, v, source| {
+            c.prune = !boolean(v, source)?;
             Ok(())
         },
     },
     Variable {
         name: "ENGINE",
+        flag: Some("engine"),
         ollama: false,
         group: Group::Engine,
         value: "NAME",
@@ -262,6 +305,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "CONTEXT_LENGTH",
+        flag: Some("context-length"),
         ollama: true,
         group: Group::Engine,
         value: "TOKENS",
@@ -274,6 +318,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "THREADS",
+        flag: Some("threads"),
         ollama: false,
         group: Group::Engine,
         value: "N",
@@ -286,6 +331,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "BATCH",
+        flag: Some("batch"),
         ollama: false,
         group: Group::Engine,
         value: "TOKENS",
@@ -298,6 +344,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "GPU_LAYERS",
+        flag: Some("gpu-layers"),
         ollama: false,
         group: Group::Engine,
         value: "N",
@@ -310,6 +357,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "FLASH_ATTENTION",
+        flag: Some("flash-attention"),
         ollama: true,
         group: Group::Engine,
         value: "BOOL",
@@ -322,6 +370,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "KV_CACHE_TYPE",
+        flag: Some("kv-cache-type"),
         ollama: true,
         group: Group::Engine,
         value: "TYPE",
@@ -338,6 +387,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "SCRIPT",
+        flag: Some("script"),
         ollama: false,
         group: Group::Engine,
         value: "FILE",
@@ -350,6 +400,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "DEBUG",
+        flag: None,
         ollama: true,
         group: Group::Program,
         value: "LEVEL",
@@ -365,6 +416,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "LOG",
+        flag: None,
         ollama: false,
         group: Group::Program,
         value: "FILTER",
@@ -377,6 +429,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "LOG_FORMAT",
+        flag: None,
         ollama: false,
         group: Group::Program,
         value: "FORMAT",
@@ -393,6 +446,7 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "NOHISTORY",
+        flag: None,
         ollama: true,
         group: Group::Program,
         value: "BOOL",
@@ -416,9 +470,11 @@ impl Config {
             home,
             keep_alive: Some(Duration::from_secs(5 * 60)),
             num_parallel: None,
-            max_loaded_models: None,
+            max_loaded_models: 3,
             max_queue: 512,
-            load_timeout: Some(Duration::from_secs(5 * 60)),
+            memory: None,
+            prefix_cache: 1 << 30,
+            prune: true,
             engine: "auto".into(),
             context_length: None,
             threads: None,
@@ -477,7 +533,7 @@ impl Config {
     /// [`Error::Value`] when the value makes no sense.
     pub fn apply_flag(&mut self, variable: &Variable, value: &str) -> Result<(), Error> {
         (variable.set)(self, clean(value), Source::Flag).map_err(|expected| Error::Value {
-            name: format!("--{}", variable.flag()),
+            name: variable.flag.map_or_else(|| variable.env(), |flag| format!("--{flag}")),
             value: value.to_string(),
             expected,
         })
