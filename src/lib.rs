@@ -20,6 +20,7 @@
 pub mod api;
 pub mod chat;
 pub mod cli;
+pub mod client;
 pub mod completion;
 pub mod config;
 pub mod engine;
