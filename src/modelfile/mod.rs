@@ -10,7 +10,7 @@ mod write;
 
 use serde_json::Value;
 
-pub use parse::{Error, Fault, Parsed, parse, parse_bytes};
+pub use parse::{Error, Fault, Parsed, parameter, parse, parse_bytes};
 pub use write::{Unwritable, write};
 
 /// The instructions of a Modelfile, in order.

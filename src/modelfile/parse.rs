@@ -282,6 +282,17 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// One parameter's value, for those who set it without a Modelfile. `stop` gives one string.
+///
+/// # Errors
+/// [`Fault::UnknownParameter`], or that the text is no value of its type.
+pub fn parameter(name: &str, text: &str) -> Result<Value, Fault> {
+    let Some((_, kind)) = PARAMETERS.iter().find(|(known, _)| *known == name) else {
+        return Err(Fault::UnknownParameter(name.to_string()));
+    };
+    parameter_value(*kind, text)
+}
+
 fn parameter_value(kind: ParameterType, text: &str) -> Result<Value, Fault> {
     match kind {
         ParameterType::Integer => text.parse::<i64>().map(Value::from).map_err(|_| Fault::Integer(text.to_string())),
