@@ -140,7 +140,15 @@ pub fn router(app: AppState) -> Router {
     router
         .fallback(move |request: Request| std::future::ready(unknown_path(&known, &request)))
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
+        .layer(axum::middleware::map_response(name_server))
         .with_state(app)
+}
+
+/// Says who answers: our own client asks an Ollama server nothing that only fathom understands.
+async fn name_server(mut response: Response) -> Response {
+    let name = HeaderValue::from_static(concat!("fathom/", env!("CARGO_PKG_VERSION")));
+    response.headers_mut().insert(header::SERVER, name);
+    response
 }
 
 /// Serves until `shutdown` resolves, then lets open answers end.
