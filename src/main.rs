@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Before anything else: a processor that is too old would end the program with an illegal instruction.
+    if let Err(error) = fathom::engine::check_cpu() {
+        return fathom::cli::fail(&fathom::cli::hint(error, "CONTRIBUTING.md says how to build for every processor"));
+    }
     fathom::cli::main()
 }

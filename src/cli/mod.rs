@@ -8,16 +8,36 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::telemetry::{self, Loudness};
 
+mod answer;
 mod bench;
+mod connect;
 mod convert;
+mod cp;
+mod create;
 mod export;
+mod human;
+mod launch;
+mod list;
 mod logits;
 mod message;
+pub mod progress;
+mod ps;
 mod render;
+mod repl;
+mod rm;
+mod run;
+mod serve;
+mod session;
+pub mod settings;
+mod show;
+mod stop;
+pub mod table;
 mod verify;
+mod version;
+mod width;
 
 pub use message::hint;
 
@@ -36,7 +56,28 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one value of it in the whole program")]
 enum Command {
+    /// Start the server
+    #[command(visible_alias = "start")]
+    Serve(serve::Args),
+    /// Ask a model something, once or in a conversation
+    Run(run::Args),
+    /// Make a model from a Modelfile
+    Create(create::Args),
+    /// List the models in the store
+    #[command(visible_alias = "ls")]
+    List(list::Args),
+    /// Show what a model is
+    Show(show::Args),
+    /// List the models in memory
+    Ps(ps::Args),
+    /// Take a model out of memory
+    Stop(stop::Args),
+    /// Give a model a second name
+    Cp(cp::Args),
+    /// Remove models from the store
+    Rm(rm::Args),
     /// Convert a released checkpoint to GGUF
     Convert(convert::Args),
     /// Rebuild the released checkpoint from a converted file
@@ -54,11 +95,23 @@ enum Command {
 impl Command {
     /// How much this command logs by itself.
     fn loudness(&self) -> Loudness {
-        Loudness::Quiet
+        match self {
+            Command::Serve(_) => Loudness::Server,
+            _ => Loudness::Quiet,
+        }
     }
 
     fn run(self, config: &Config) -> anyhow::Result<()> {
         match self {
+            Command::Serve(args) => serve::run(args, config),
+            Command::Run(args) => run::run(args, config),
+            Command::Create(args) => create::run(args, config),
+            Command::List(args) => list::run(args, config),
+            Command::Show(args) => show::run(args, config),
+            Command::Ps(args) => ps::run(args, config),
+            Command::Stop(args) => stop::run(args, config),
+            Command::Cp(args) => cp::run(args, config),
+            Command::Rm(args) => rm::run(args, config),
             Command::Convert(args) => convert::run(args, config),
             Command::Export(args) => export::run(args, config),
             Command::Verify(args) => verify::run(args, config),
@@ -69,31 +122,41 @@ impl Command {
     }
 }
 
+/// The user pressed Ctrl-C: nothing to say about it, and the exit code is the shell's for that signal.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// 128 + SIGINT
+const EXIT_INTERRUPTED: u8 = 130;
+
 /// The whole program.
 pub fn main() -> ExitCode {
     message::install_panic_hook();
-    let cli = Cli::parse();
-    match run(cli) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if message::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            message::print_error(&error);
-            ExitCode::FAILURE
-        }
+        Err(error) if error.is::<Interrupted>() => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => fail(&error),
     }
+}
+
+/// Says why the program failed, and with which code it ends.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    message::print_error(error);
+    ExitCode::FAILURE
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let Some(command) = cli.command else {
-        println!("fathom {}", env!("CARGO_PKG_VERSION"));
-        return Ok(());
+        return version::print(cli.verbose);
     };
     let (config, warnings) = Config::from_env()?;
     telemetry::init(
         command.loudness(),
         config.log.verbosity,
         config.log.filter.as_deref(),
-        config.log.format == crate::config::LogFormat::Json,
+        config.log.format == LogFormat::Json,
     )?;
     for warning in warnings {
         tracing::warn!("{warning}");
