@@ -1,10 +1,13 @@
-//! Without feature `llama` there is nothing to do. With it, the program is told which instruction sets the linked ggml was
-//! compiled for, so that it can refuse an older processor with a sentence instead of an illegal instruction.
+//! Without feature `llama` there is nothing to do. With it:
+//! 1. find the ggml and llama.cpp that llama-cpp-sys-2 built;
+//! 2. tell the program which instruction sets they were compiled for, so that it can refuse an older processor with a
+//!    sentence instead of an illegal instruction;
+//! 3. compile `csrc/llama`, the few things that llama.cpp offers to C++ only.
 
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Option in ggml's CMake cache, name in `src/engine/machine.rs`. All are off unless ggml is built for the target they belong to.
+/// Option in ggml's CMake cache, name in `src/engine/machine.rs`.
 const CPU_OPTIONS: [(&str, &str); 11] = [
     ("GGML_SSE42", "sse4.2"),
     ("GGML_AVX", "avx"),
@@ -32,15 +35,37 @@ fn main() {
     let cache_file = out.join("build/CMakeCache.txt");
     let cache =
         fs::read_to_string(&cache_file).unwrap_or_else(|error| panic!("cannot read {}: {error}", cache_file.display()));
-    let is_on = |option: &str| cache.lines().any(|line| line == format!("{option}:BOOL=ON"));
-    let x86 = env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");
-    // With GGML_NATIVE the compiler takes what the building machine has, and so did rustc: the sys crate sets it for `target-cpu=native` only.
+
+    let features = compiled_for(&cache);
+    println!("cargo::rustc-env=FATHOM_GGML_CPU={}", features.join(","));
+
+    // Not all of llama.cpp's headers are installed; the rest lies beside its sources.
+    let home = cache
+        .lines()
+        .find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))
+        .expect("every CMake cache names its source directory");
+    println!("cargo::rerun-if-changed=csrc");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .include(out.join("include"))
+        .include(PathBuf::from(home).join("src"))
+        .file("csrc/llama/memory.cpp")
+        .compile("fathom_llama");
+}
+
+/// Instruction sets of ggml's CPU kernels.
+fn compiled_for(cache: &str) -> Vec<&'static str> {
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
+        return Vec::new();
+    }
+    let is_on = |option: &str| cache.lines().any(|line| line.strip_prefix(option) == Some(":BOOL=ON"));
+    // With GGML_NATIVE the C++ compiler takes what the building machine has, and so did rustc: the sys crate sets it for
+    // `target-cpu=native` only.
     let rustc_features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
     let native = is_on("GGML_NATIVE");
-    let compiled_for = |option: &str, name: &str| {
+    let needs = |option: &str, name: &str| {
         if native { rustc_features.split(',').any(|feature| feature == name) } else { is_on(option) }
     };
-    let needed: Vec<&str> =
-        CPU_OPTIONS.iter().filter(|(option, name)| x86 && compiled_for(option, name)).map(|(_, name)| *name).collect();
-    println!("cargo::rustc-env=FATHOM_GGML_CPU={}", needed.join(","));
+    CPU_OPTIONS.iter().filter(|(option, name)| needs(option, name)).map(|(_, name)| *name).collect()
 }

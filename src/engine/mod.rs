@@ -41,7 +41,7 @@ pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress)
     let settings = plan.apply(settings);
     match plan.kind {
         #[cfg(feature = "llama")]
-        Kind::Llama => Ok(Box::new(llama::Llama::load(&file, &settings, plan.memory, on_progress)?)),
+        Kind::Llama => Ok(Box::new(llama::Llama::load(&file, &settings, on_progress)?)),
         _ => Ok(Box::new(scripted::Scripted::load(
             plan::script(&settings)?,
             &plan::scripted_model(&file)?,

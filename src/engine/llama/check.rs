@@ -23,7 +23,6 @@ const NOT_RUNNABLE: [&str; 2] = ["clip", "wavtokenizer-dec"];
 pub(super) struct Checked {
     pub(super) architecture: String,
     pub(super) n_vocab: u32,
-    pub(super) n_layer: u64,
     pub(super) n_ctx_train: u64,
 }
 
@@ -57,7 +56,7 @@ pub(super) fn check(file: &File) -> Result<Checked, Error> {
     if architecture == "deepseek4" {
         deepseek4(file, &keys, n_layer)?;
     }
-    Ok(Checked { architecture, n_vocab, n_layer, n_ctx_train })
+    Ok(Checked { architecture, n_vocab, n_ctx_train })
 }
 
 struct Keys<'a> {

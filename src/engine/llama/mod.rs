@@ -18,6 +18,7 @@ mod state;
 mod sys;
 
 use std::io::{Read, Write};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -98,12 +99,7 @@ impl Llama {
     ///
     /// # Errors
     /// As [`super::load`].
-    pub(super) fn load(
-        file: &File,
-        settings: &Settings,
-        memory: Memory,
-        on_progress: Progress,
-    ) -> Result<Llama, Error> {
+    pub(super) fn load(file: &File, settings: &Settings, on_progress: Progress) -> Result<Llama, Error> {
         let checked = check::check(file)?;
         let failed = |reason: String| Error::Load { path: file.path().to_owned(), reason };
         let mut given_up = false;
@@ -116,6 +112,7 @@ impl Llama {
                 repack: settings.repack,
                 architecture: checked.architecture.clone(),
                 n_vocab: checked.n_vocab,
+                measure_only: false,
             },
             &mut |fraction| {
                 let go_on = on_progress(fraction);
@@ -128,28 +125,7 @@ impl Llama {
             return Err(unsupported("run an encoder and a decoder together"));
         }
         let n_vocab = checked.n_vocab as usize;
-        let narrow = |value: usize| u32::try_from(value).map_err(|_| failed(format!("{value} is above 2^32")));
-        let context = sys::Context::new(
-            model,
-            &sys::ContextParams {
-                n_ctx_seq: narrow(plan::padded(settings.n_ctx))?,
-                n_seq_max: narrow(settings.n_seq_max)?,
-                n_batch: narrow(settings.n_batch)?,
-                n_ubatch: narrow(settings.n_ubatch)?,
-                n_outputs: narrow(settings.n_outputs)?,
-                n_threads: narrow(settings.n_threads)?,
-                flash_attention: match settings.flash_attention {
-                    FlashAttention::Auto => None,
-                    FlashAttention::On => Some(true),
-                    FlashAttention::Off => Some(false),
-                },
-                kv_type: kv_dtype(settings.kv_type),
-                embedding: settings.embedding,
-                abort: Arc::clone(&settings.abort),
-            },
-            n_vocab,
-        )
-        .map_err(failed)?;
+        let context = sys::Context::new(Rc::new(model), &context_params(settings)?, n_vocab).map_err(failed)?;
 
         let going_back = going_back(&context, &checked.architecture);
         if settings.embedding && !context.is_pooled() {
@@ -168,7 +144,7 @@ impl Llama {
             n_seq_max: settings.n_seq_max,
             n_batch: settings.n_batch,
             n_outputs: settings.n_outputs,
-            memory,
+            memory: Memory { weights: file.tensor_bytes(), ..context.memory() },
             support: Support {
                 logits: !settings.embedding,
                 embedding: settings.embedding,
@@ -480,6 +456,32 @@ impl Engine for Llama {
     }
 }
 
+/// Settings that a plan completed, as llama.cpp takes them.
+fn context_params(settings: &Settings) -> Result<sys::ContextParams, Error> {
+    let narrow = |value: usize| u32::try_from(value).map_err(|_| unsupported(&format!("count to {value}")));
+    Ok(sys::ContextParams {
+        n_ctx_seq: narrow(plan::padded(settings.n_ctx))?,
+        n_seq_max: narrow(settings.n_seq_max)?,
+        n_batch: narrow(settings.n_batch)?,
+        n_ubatch: narrow(settings.n_ubatch)?,
+        n_outputs: narrow(settings.n_outputs)?,
+        n_threads: narrow(settings.n_threads)?,
+        flash_attention: match settings.flash_attention {
+            FlashAttention::Auto => None,
+            FlashAttention::On => Some(true),
+            FlashAttention::Off => Some(false),
+        },
+        kv_type: match settings.kv_type {
+            KvType::F32 => DType::F32,
+            KvType::F16 => DType::F16,
+            KvType::Q8_0 => DType::Q8_0,
+            KvType::Q4_0 => DType::Q4_0,
+        },
+        embedding: settings.embedding,
+        abort: Arc::clone(&settings.abort),
+    })
+}
+
 /// Cuts a batch into the tokens of one sequence each.
 fn runs(tokens: &[BatchToken]) -> impl Iterator<Item = &[BatchToken]> {
     tokens.chunk_by(|a, b| a.seq == b.seq)
@@ -498,14 +500,5 @@ fn going_back(context: &sys::Context, architecture: &str) -> GoingBack {
         GoingBack::State
     } else {
         GoingBack::Cut
-    }
-}
-
-fn kv_dtype(kind: KvType) -> DType {
-    match kind {
-        KvType::F32 => DType::F32,
-        KvType::F16 => DType::F16,
-        KvType::Q8_0 => DType::Q8_0,
-        KvType::Q4_0 => DType::Q4_0,
     }
 }

@@ -1,12 +1,15 @@
-//! Memory that llama.cpp will take, from the file's header, and the choices that follow from it.
+//! Memory that llama.cpp will take, and the choices that follow from it.
 //!
-//! The cache formulas are llama.cpp's own (`llama-kv-cache-dsv4.cpp`), not the model's minimum: it keeps whole windows
-//! plus a step per sequence, rounds every cache up to 256 rows, and keeps the compressors' open state in F32.
+//! llama.cpp itself is asked: it reads the header, pretends to allocate and tells the sizes of caches and compute buffers.
+//! So the prediction holds for every architecture and setting. (For `deepseek4` a test compares the cache with the formula.)
 
-use fathom_gguf::{DType, File, Metadata};
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+use fathom_gguf::{DType, File};
 
 use super::super::{Error, FlashAttention, Kind, KvType, Memory, Plan, Settings, machine};
-use super::{check, kv_dtype, sys, unsupported};
+use super::{check, context_params, sys, unsupported};
 
 /// Sequences of a model that leaves room for them: enough that the users of one machine do not queue.
 const DEFAULT_SEQUENCES: usize = 16;
@@ -35,26 +38,31 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
     if settings.n_ctx > trained {
         notes.push(format!("{} tokens of context were asked for; the model was trained for {trained}", settings.n_ctx));
     }
-    let n_threads = or(settings.n_threads, machine::compute_threads());
-    // Smaller steps than 512 waste bandwidth on weights that are read once per step, larger ones gain little on a CPU and make
-    // others wait; docs/performance.md has the figures.
+    // Steps smaller than 512 waste bandwidth on weights that are read once per step, larger ones gain little on a CPU and
+    // make others wait: docs/performance.md has the figures.
     let n_batch = or(settings.n_batch, DEFAULT_BATCH);
-    let sizes = Sizes { file, checked: &checked, settings, n_ubatch: or(settings.n_ubatch, n_batch).min(n_batch) };
+    let base = Settings {
+        n_threads: or(settings.n_threads, machine::compute_threads()),
+        n_batch,
+        n_ubatch: or(settings.n_ubatch, n_batch).min(n_batch),
+        ..settings.clone()
+    };
+    let probe = Probe { file, checked: &checked, base: &base, model: OnceCell::new() };
 
     let weights = file.tensor_bytes();
     let repacked = if settings.repack { repacked_bytes(file) } else { 0 };
-    let pinned_weights = if settings.use_mmap { 0 } else { weights };
-    let least = sizes.memory(asked_ctx.clamp(1, ROUND), or(settings.n_seq_max, 1), weights, n_batch);
-    // Weights are copied into the layout that kernels like best when the copies and a usable cache fit; else they stay mapped.
     let budget = available_bytes.saturating_sub(reserve(available_bytes));
-    let repack = repacked > 0 && repacked.saturating_add(least.kv).saturating_add(least.compute) <= budget;
+    let asked_seq = or(settings.n_seq_max, 1);
+    let least = probe.memory(if asked_ctx == 0 { trained.min(ROUND) } else { asked_ctx }, asked_seq)?;
+    // Copies in the layout that kernels like best, when they and a usable cache fit; else the weights stay mapped as they are.
+    let repack = repacked > 0 && repacked + least.kv + least.compute <= budget;
     if repacked > 0 && !repack {
         notes.push(format!(
             "weights are not repacked: {} of copies do not fit beside the cache",
             machine::human(repacked)
         ));
     }
-    let pinned_weights = pinned_weights.max(if repack { repacked } else { 0 });
+    let pinned = if settings.use_mmap { if repack { repacked } else { 0 } } else { weights };
     // Mapped weights can be dropped and read again, so they are no reason to refuse; but a cache that pushes them out of
     // memory is worse than a short one.
     let left = if weights <= budget {
@@ -64,18 +72,15 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
             "the weights ({}) are larger than the memory that is free: they are read from disk again and again",
             machine::human(weights)
         ));
-        budget.saturating_sub(pinned_weights) / 2
-    };
-    let fits = |n_ctx: usize, n_seq: usize| {
-        let memory = sizes.memory(n_ctx, n_seq, weights, n_batch);
-        memory.kv.saturating_add(memory.compute) <= left
+        budget.saturating_sub(pinned) / 2
     };
     let n_ctx = match asked_ctx {
-        0 => largest_context(trained, |n_ctx| fits(n_ctx, or(settings.n_seq_max, 1))),
+        0 => largest_context(trained, |n_ctx| probe.fits(n_ctx, asked_seq, left))?,
         asked => asked,
     };
     let n_seq_max = match settings.n_seq_max {
-        0 => (1..=DEFAULT_SEQUENCES).rev().find(|&n| fits(n_ctx, n)).unwrap_or(1),
+        // Room for others to be served at the same time is worth half of what is left, not all of it.
+        0 => most_sequences(|n_seq| probe.fits(n_ctx, n_seq, left / 2))?,
         asked => asked,
     };
     if settings.n_ctx == 0 && n_ctx < trained {
@@ -83,21 +88,21 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
             "the context is shorter than the {trained} tokens the model was trained for: memory is short"
         ));
     }
-    let memory = sizes.memory(n_ctx, n_seq_max, weights, n_batch);
-    let needed = pinned_weights.saturating_add(memory.kv).saturating_add(memory.compute);
+    let settled = probe.settle(n_ctx, n_seq_max);
+    let memory = Memory { weights, ..probe.memory(n_ctx, n_seq_max)? };
+    let needed = pinned.saturating_add(memory.kv).saturating_add(memory.compute);
     if needed > available_bytes {
         return Err(Error::Memory { needed, available: available_bytes });
     }
-    let n_batch = n_batch.min(padded(n_ctx).saturating_mul(n_seq_max));
     Ok(Plan {
         kind: Kind::Llama,
         architecture: checked.architecture.clone(),
         n_ctx,
         n_seq_max,
-        n_batch,
-        n_ubatch: sizes.n_ubatch.min(n_batch),
-        n_outputs: or(settings.n_outputs, n_seq_max).min(n_batch),
-        n_threads,
+        n_batch: settled.n_batch,
+        n_ubatch: settled.n_ubatch,
+        n_outputs: settled.n_outputs,
+        n_threads: settled.n_threads,
         kv_type: settings.kv_type,
         use_mmap: settings.use_mmap,
         repack,
@@ -133,17 +138,30 @@ fn reserve(available_bytes: u64) -> u64 {
 }
 
 /// The longest context up to `trained` that fits; a multiple of [`ROUND`] unless it is `trained` itself.
-fn largest_context(trained: usize, fits: impl Fn(usize) -> bool) -> usize {
-    if fits(trained) {
-        return trained;
+fn largest_context(trained: usize, fits: impl Fn(usize) -> Result<bool, Error>) -> Result<usize, Error> {
+    if fits(trained)? {
+        return Ok(trained);
     }
     // Invariant: `low` rounds fit (or are the least that makes sense), `high` do not.
     let (mut low, mut high) = (1, trained.div_ceil(ROUND).max(2));
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        if fits(middle * ROUND) { low = middle } else { high = middle }
+        if fits(middle * ROUND)? { low = middle } else { high = middle }
     }
-    (low * ROUND).min(trained)
+    Ok((low * ROUND).min(trained))
+}
+
+/// At least one, at most [`DEFAULT_SEQUENCES`].
+fn most_sequences(fits: impl Fn(usize) -> Result<bool, Error>) -> Result<usize, Error> {
+    if fits(DEFAULT_SEQUENCES)? {
+        return Ok(DEFAULT_SEQUENCES);
+    }
+    let (mut low, mut high) = (1, DEFAULT_SEQUENCES);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle)? { low = middle } else { high = middle }
+    }
+    Ok(low)
 }
 
 /// Tensors that ggml's CPU backend copies into its interleaved layouts on x86-64 with AVX2 (`repack.cpp`): stacks of experts and
@@ -158,92 +176,59 @@ fn repacked_bytes(file: &File) -> u64 {
     file.tensors().iter().filter(is_repacked).map(|tensor| tensor.bytes).sum()
 }
 
-struct Sizes<'a> {
+/// Asks llama.cpp what it would allocate.
+struct Probe<'a> {
     file: &'a File,
     checked: &'a check::Checked,
-    settings: &'a Settings,
-    n_ubatch: usize,
+    /// Complete but for context and sequences.
+    base: &'a Settings,
+    /// The header, read once.
+    model: OnceCell<Rc<sys::Model>>,
 }
 
-impl Sizes<'_> {
-    fn memory(&self, n_ctx: usize, n_seq: usize, weights: u64, n_batch: usize) -> Memory {
-        let n_ctx = padded(n_ctx.max(1)) as u64;
-        let kv = self.kv_bytes(n_ctx).saturating_mul(n_seq as u64);
-        Memory { weights, kv, compute: self.compute_bytes(n_ctx, n_seq as u64, n_batch as u64), device: 0 }
-    }
-
-    fn key(&self, name: &str) -> u64 {
-        self.metadata().opt_u64(&format!("{}.{name}", self.checked.architecture)).ok().flatten().unwrap_or(0)
-    }
-
-    fn metadata(&self) -> &Metadata {
-        self.file.metadata()
-    }
-
-    /// Bytes of one cached row of `width` values.
-    fn row(&self, width: u64) -> u64 {
-        kv_dtype(self.settings.kv_type).row_bytes(width).unwrap_or(width.saturating_mul(4))
-    }
-
-    /// Cache of one sequence whose context is `n_ctx`, a multiple of [`ROUND`].
-    fn kv_bytes(&self, n_ctx: u64) -> u64 {
-        if self.checked.architecture == "deepseek4" { self.kv_deepseek4(n_ctx) } else { self.kv_plain(n_ctx) }
-    }
-
-    /// Keys only, which are values as well. Per layer: a window of raw rows, rounded up with a step on top; for a
-    /// compressing layer its rows (and index keys), rounded up, and two F32 rings of open compressor state.
-    fn kv_deepseek4(&self, n_ctx: u64) -> u64 {
-        let width = self.key("attention.key_length");
-        let index_width = self.key("attention.indexer.key_length");
-        let window = self.key("attention.sliding_window").saturating_add(self.n_ubatch as u64).min(n_ctx);
-        let up = |rows: u64| rows.next_multiple_of(ROUND as u64);
-        let raw = up(window).saturating_mul(self.row(width));
-        let rows_csa = up(n_ctx.div_ceil(4));
-        let csa = rows_csa
-            .saturating_mul(self.row(width).saturating_add(self.row(index_width)))
-            .saturating_add(2 * 8 * 2 * (width + index_width) * 4);
-        let hca = up(n_ctx.div_ceil(128)).saturating_mul(self.row(width)).saturating_add(2 * 128 * width * 4);
-        let ratios = self.metadata().integers("deepseek4.attention.compress_ratios").unwrap_or_default();
-        let layers = ratios.iter().take(usize::try_from(self.checked.n_layer).unwrap_or(usize::MAX));
-        layers
-            .map(|ratio| {
-                raw.saturating_add(match ratio {
-                    4 => csa,
-                    128 => hca,
-                    _ => 0,
-                })
-            })
-            .fold(0, u64::saturating_add)
-    }
-
-    /// Keys and values of every head at every position: exact for plain transformers, too much for those with windows or
-    /// recurrent layers. Nothing for a model that only embeds.
-    fn kv_plain(&self, n_ctx: u64) -> u64 {
-        let arch = &self.checked.architecture;
-        if self.metadata().opt_bool(&format!("{arch}.attention.causal")).ok().flatten() == Some(false) {
-            return 0;
+impl Probe<'_> {
+    /// `base` for a context and a number of sequences.
+    fn settle(&self, n_ctx: usize, n_seq_max: usize) -> Settings {
+        let n_batch = self.base.n_batch.min(padded(n_ctx).saturating_mul(n_seq_max));
+        Settings {
+            n_ctx,
+            n_seq_max,
+            n_batch,
+            n_ubatch: self.base.n_ubatch.min(n_batch),
+            n_outputs: or(self.base.n_outputs, n_seq_max).min(n_batch),
+            ..self.base.clone()
         }
-        let heads_key = format!("{arch}.attention.head_count_kv");
-        let per_layer = self.metadata().integers(&heads_key).unwrap_or_default();
-        let heads = match self.key("attention.head_count_kv") {
-            0 if per_layer.is_empty() => self.key("attention.head_count").saturating_mul(self.checked.n_layer),
-            0 => per_layer.iter().map(|&n| u64::try_from(n).unwrap_or(0)).fold(0, u64::saturating_add),
-            n => n.saturating_mul(self.checked.n_layer),
-        };
-        let by_width = self.key("embedding_length") / self.key("attention.head_count").max(1);
-        let key_width = match self.key("attention.key_length") {
-            0 => by_width,
-            n => n,
-        };
-        let value_width = match self.key("attention.value_length") {
-            0 => by_width,
-            n => n,
-        };
-        self.row(key_width).saturating_add(self.row(value_width)).saturating_mul(heads).saturating_mul(n_ctx)
     }
 
-    fn compute_bytes(&self, n_ctx: u64, n_seq: u64, n_batch: u64) -> u64 {
-        let _ = (n_ctx, n_seq, n_batch);
-        0
+    fn model(&self) -> Result<Rc<sys::Model>, String> {
+        if let Some(model) = self.model.get() {
+            return Ok(Rc::clone(model));
+        }
+        let params = sys::ModelParams {
+            n_gpu_layers: self.base.n_gpu_layers,
+            main_gpu: self.base.main_gpu,
+            use_mmap: false,
+            // Where weights lie does not change caches and compute buffers, and we count weights ourselves.
+            repack: false,
+            architecture: self.checked.architecture.clone(),
+            n_vocab: self.checked.n_vocab,
+            measure_only: true,
+        };
+        let model = Rc::new(sys::Model::load(self.file.path(), &params, &mut |_| true)?);
+        Ok(Rc::clone(self.model.get_or_init(|| model)))
+    }
+
+    fn memory(&self, n_ctx: usize, n_seq_max: usize) -> Result<Memory, Error> {
+        let params = sys::ContextParams { n_threads: 1, ..context_params(&self.settle(n_ctx, n_seq_max))? };
+        let measured = self.model().and_then(|model| sys::Context::new(model, &params, self.checked.n_vocab as usize));
+        match measured {
+            Ok(context) => Ok(context.memory()),
+            Err(reason) => Err(Error::Load { path: self.file.path().to_owned(), reason }),
+        }
+    }
+
+    fn fits(&self, n_ctx: usize, n_seq_max: usize, bytes: u64) -> Result<bool, Error> {
+        let memory = self.memory(n_ctx, n_seq_max)?;
+        Ok(memory.kv.saturating_add(memory.compute) <= bytes)
     }
 }

@@ -16,12 +16,15 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::ptr::{NonNull, null, null_mut};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fathom_gguf::DType;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_sys_2 as c;
+
+use crate::engine::Memory;
 
 /// Most sequences of a context (`LLAMA_MAX_SEQ`).
 pub(super) const MAX_SEQUENCES: usize = 256;
@@ -114,6 +117,8 @@ pub(super) struct ModelParams {
     pub(super) architecture: String,
     /// Rows of the token embedding.
     pub(super) n_vocab: u32,
+    /// Read the header only and pretend to allocate: what [`Context::memory`] then says is what a real load would take.
+    pub(super) measure_only: bool,
 }
 
 /// Weights. Freed by `Drop`.
@@ -166,7 +171,9 @@ impl Model {
             raw.split_mode = c::LLAMA_SPLIT_MODE_NONE;
             raw.main_gpu = i32::try_from(gpu).map_err(|_| format!("there is no GPU {gpu}"))?;
         }
-        raw.load_mode = if params.use_mmap { c::LLAMA_LOAD_MODE_MMAP } else { c::LLAMA_LOAD_MODE_NONE };
+        let mapped = params.use_mmap && !params.measure_only;
+        raw.load_mode = if mapped { c::LLAMA_LOAD_MODE_MMAP } else { c::LLAMA_LOAD_MODE_NONE };
+        raw.no_alloc = params.measure_only;
         raw.use_extra_bufts = params.repack;
         raw.kv_overrides = overrides.as_ptr();
         raw.progress_callback = Some(on_load_progress);
@@ -219,7 +226,7 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // SAFETY: `ptr` came from llama.cpp and is freed once; `Context` frees its context before it drops its model.
+        // SAFETY: `ptr` came from llama.cpp and is freed once; a `Context` holds its model until it has freed itself.
         unsafe { c::llama_model_free(self.ptr.as_ptr()) };
     }
 }
@@ -284,7 +291,7 @@ pub(super) struct Context {
     pool: NonNull<c::ggml_threadpool>,
     /// llama.cpp keeps a pointer to the flag inside.
     _abort: Arc<AtomicBool>,
-    model: Model,
+    model: Rc<Model>,
     n_vocab: usize,
 }
 
@@ -306,7 +313,7 @@ unsafe extern "C" fn on_abort(data: *mut c_void) -> bool {
 impl Context {
     /// # Errors
     /// llama.cpp's own words.
-    pub(super) fn new(model: Model, params: &ContextParams, n_vocab: usize) -> Result<Context, String> {
+    pub(super) fn new(model: Rc<Model>, params: &ContextParams, n_vocab: usize) -> Result<Context, String> {
         let n_ctx = params.n_ctx_seq.checked_mul(params.n_seq_max).ok_or("context times sequences is above 2^32")?;
         // SAFETY: takes nothing, gives a struct by value.
         let mut raw = unsafe { c::llama_context_default_params() };
@@ -353,13 +360,22 @@ impl Context {
         &self.model
     }
 
-    fn memory(&self) -> c::llama_memory_t {
+    /// What has been allocated, or would have been.
+    pub(super) fn memory(&self) -> Memory {
+        let mut bytes = LlamaMemory::default();
+        // SAFETY: reads the context, writes one struct whose layout is that of `fathom_llama_memory`.
+        let failed = unsafe { fathom_llama_memory_of(self.ptr.as_ptr(), &mut bytes) };
+        debug_assert_eq!(failed, 0, "adding up a handful of numbers");
+        Memory { weights: bytes.weights, kv: bytes.cache, compute: bytes.compute, device: bytes.device }
+    }
+
+    fn cache(&self) -> c::llama_memory_t {
         // SAFETY: gives a pointer into the context, or null for a model without cache.
         unsafe { c::llama_get_memory(self.ptr.as_ptr()) }
     }
 
     pub(super) fn has_cache(&self) -> bool {
-        !self.memory().is_null()
+        !self.cache().is_null()
     }
 
     /// Whether [`Context::pooled`] has something to give.
@@ -406,14 +422,14 @@ impl Context {
 
     /// Removes the tokens of `seq` from position `from` on. `false`: this cache cannot.
     pub(super) fn remove(&mut self, seq: i32, from: i32) -> bool {
-        let memory = self.memory();
+        let memory = self.cache();
         // SAFETY: `memory` belongs to the context; the caller passes a sequence below `n_seq_max`.
         memory.is_null() || unsafe { c::llama_memory_seq_rm(memory, seq, from, -1) }
     }
 
     /// Position of the last token of `seq`, -1 when empty.
     pub(super) fn last_position(&self, seq: i32) -> i32 {
-        let memory = self.memory();
+        let memory = self.cache();
         // SAFETY: as above.
         if memory.is_null() { -1 } else { unsafe { c::llama_memory_seq_pos_max(memory, seq) } }
     }
@@ -452,12 +468,26 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: each was made by its counterpart and is freed once; the model is a field and follows.
+        // SAFETY: each was made by its counterpart and is freed once; the model is a field and follows, if nobody else has it.
         unsafe {
             c::llama_free(self.ptr.as_ptr());
             c::ggml_threadpool_free(self.pool.as_ptr());
         }
     }
+}
+
+/// `fathom_llama_memory` in `csrc/fathom.h`.
+#[repr(C)]
+#[derive(Default)]
+struct LlamaMemory {
+    weights: u64,
+    cache: u64,
+    compute: u64,
+    device: u64,
+}
+
+unsafe extern "C" {
+    fn fathom_llama_memory_of(context: *const c::llama_context, out: *mut LlamaMemory) -> i32;
 }
 
 /// Tokens for one call of [`Context::decode`]; reused.
