@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::ollama::duration;
+use crate::modelfile::CreateError;
 use crate::{chat, completion, scheduler, store};
 
 /// Every way a request can fail. `Display` is the text of the answer's `error` field.
@@ -87,13 +88,9 @@ pub enum Error {
     OneAdapter,
     #[error("no base model was found")]
     NoBaseModel,
-    #[error("quantization is only supported for F16, BF16 and F32 models")]
-    QuantizeSource,
     /// `create` from a model that is not here; nothing can be pulled.
     #[error("pull model manifest: file does not exist")]
     PullNotFound,
-    #[error("{0}")]
-    Create(String),
 
     // Running.
     #[error(
@@ -178,10 +175,8 @@ impl Error {
             Error::Cloud { .. } | Error::PathNotAllowed => StatusCode::FORBIDDEN,
             Error::NotFound(_) | Error::CopySourceNotFound(_) => StatusCode::NOT_FOUND,
             // Ollama calls these the server's fault; clients only look for an error status.
-            Error::Format(_) | Error::Option(_) | Error::QuantizeSource => StatusCode::INTERNAL_SERVER_ERROR,
-            Error::Renderer(_) | Error::PullNotFound | Error::Create(_) | Error::Internal(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Error::Format(_) | Error::Option(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Renderer(_) | Error::PullNotFound | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Error::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Error::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Error::Store(error) => store_status(error),
@@ -205,6 +200,30 @@ impl Error {
             other => other.to_string(),
         };
         json!({ "error": text })
+    }
+}
+
+/// Texts that clients know stay as they are; the detail goes to the log.
+impl From<CreateError> for Error {
+    fn from(error: CreateError) -> Self {
+        tracing::debug!(%error, "not created");
+        match error {
+            CreateError::BaseNotFound(_) => Error::PullNotFound,
+            CreateError::UnknownType(_) => Error::UnknownType,
+            CreateError::NotGguf { .. } => Error::SuppliedNotGguf,
+            CreateError::SeveralAdapters(_) => Error::OneAdapter,
+            CreateError::NoBaseModel => Error::NoBaseModel,
+            CreateError::Store(error) => Error::Store(error),
+            CreateError::Merge(_) => Error::Internal(error.to_string()),
+            CreateError::NoBlob(_)
+            | CreateError::SeveralModels { .. }
+            | CreateError::Shards(_)
+            | CreateError::BadPath { .. }
+            | CreateError::UnknownPath(_)
+            | CreateError::NoConverter(_)
+            | CreateError::Info(_)
+            | CreateError::Cancelled => Error::BadRequest(error.to_string()),
+        }
     }
 }
 

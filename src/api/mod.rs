@@ -103,7 +103,7 @@ impl Endpoint {
 /// Every endpoint there is. Methods that are not listed answer 405, HEAD included.
 #[rustfmt::skip]
 fn endpoints() -> Vec<Endpoint> {
-    use ollama::{blobs, chat, generate, models, show};
+    use ollama::{blobs, create, chat, generate, models, show};
     vec![
         at("/").head(running).get(running),
         at("/metrics").get(metrics::metrics),
@@ -113,6 +113,7 @@ fn endpoints() -> Vec<Endpoint> {
         at("/api/tags").head(models::tags).get(models::tags),
         at("/api/ps").get(models::ps),
         at("/api/show").post(show::show),
+        at("/api/create").post(create::create),
         at("/api/copy").post(models::copy),
         at("/api/delete").delete(models::delete),
         at("/api/blobs/{digest}").head(blobs::exists).post(blobs::upload),

@@ -3,6 +3,9 @@
 //! [`parse`] and [`write`] are inverse of each other. [`create`] carries out what a Modelfile, or a request with the same
 //! content, asks for. Clients parse; the server never sees the text.
 
+mod base;
+mod checkpoint;
+mod create;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -10,6 +13,7 @@ mod write;
 
 use serde_json::Value;
 
+pub use create::{Base, Changes, Error as CreateError, Event, Events, Spec, create};
 pub use parse::{Error, Fault, Parsed, parameter, parse, parse_bytes};
 pub use write::{Unwritable, write};
 

@@ -51,6 +51,35 @@ impl BlobWriter<'_> {
     }
 }
 
+/// A conversion's folder.
+#[derive(Debug)]
+pub struct Conversion {
+    path: PathBuf,
+}
+
+impl Conversion {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the folder; what is wanted of it was moved away.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(self) -> Result<(), Error> {
+        fs::remove_dir_all(&self.path).map_err(Error::io("remove", &self.path))
+    }
+}
+
+/// Names of what is under construction in the root; a dot keeps it out of listings.
+pub(super) const SCRATCH_PREFIX: &str = ".making-";
+const CONVERSION_PREFIX: &str = ".converting-";
+/// No merge or copy takes longer.
+const SCRATCH_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// Time for somebody to come back to a conversion that was interrupted, measured from its folder's last change.
+const CONVERSION_PATIENCE: Duration = Duration::from_secs(14 * 24 * 3600);
+
 impl Store {
     /// Where the blob lies, or would lie.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -100,12 +129,45 @@ impl Store {
     /// [`Error::Io`].
     pub fn adopt(&self, path: &Path, on_bytes: &mut dyn FnMut(u64)) -> Result<(Digest, u64), Error> {
         let mut file = File::open(path).map_err(Error::io("read", path))?;
-        let (digest, bytes) = hash(&mut file, on_bytes).map_err(Error::io("read", path))?;
+        let mut go_on = |bytes| {
+            on_bytes(bytes);
+            true
+        };
+        let hashed = hash(&mut file, &mut go_on).map_err(Error::io("read", path))?;
+        let (digest, bytes) = hashed.expect("it was never told to stop");
         file.sync_all().map_err(Error::io("write", path))?;
         share(&file, path)?;
         let to = self.blob_path(&digest);
         fs::rename(path, &to).map_err(Error::io("move into the store", path))?;
         Ok((digest, bytes))
+    }
+
+    /// Makes a file of this machine a blob. Where the file system can, the blob is the same file under a second name (then
+    /// it takes no space, and must not be changed in place), otherwise a copy. `on_bytes` hears how many bytes were hashed so
+    /// far; when it says `false`, `None` comes back.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn link(&self, path: &Path, on_bytes: &mut dyn FnMut(u64) -> bool) -> Result<Option<(Digest, u64)>, Error> {
+        let mut file = File::open(path).map_err(Error::io("read", path))?;
+        let Some((digest, bytes)) = hash(&mut file, on_bytes).map_err(Error::io("read", path))? else {
+            return Ok(None);
+        };
+        let to = self.blob_path(&digest);
+        if self.blob_size(&digest).is_some() {
+            touch(&to);
+            return Ok(Some((digest, bytes)));
+        }
+        if fs::hard_link(path, &to).is_err() {
+            let folder = self.scratch()?;
+            let copy = folder.path().join("blob");
+            fs::copy(path, &copy).map_err(Error::io("copy", path))?;
+            let (copied, _) = self.adopt(&copy, &mut |_| {})?;
+            if copied != digest {
+                return Err(Error::DigestMismatch { expected: digest, found: copied });
+            }
+        }
+        Ok(Some((digest, bytes)))
     }
 
     /// A folder inside the store for files that become blobs: a rename is enough to [`Store::adopt`] them.
@@ -114,9 +176,38 @@ impl Store {
     /// [`Error::Io`].
     pub fn scratch(&self) -> Result<tempfile::TempDir, Error> {
         tempfile::Builder::new()
-            .prefix(".making-")
+            .prefix(SCRATCH_PREFIX)
             .tempdir_in(&self.root)
             .map_err(Error::io("create a folder in", &self.root))
+    }
+
+    /// The folder in which `checkpoint` is converted: always the same one, so that an interrupted conversion goes on where it
+    /// stopped. It stays until [`Conversion::finish`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn conversion(&self, checkpoint: &Path) -> Result<Conversion, Error> {
+        let digest = Digest::of(checkpoint.as_os_str().as_encoded_bytes());
+        let path = self.root.join(format!("{CONVERSION_PREFIX}{}", &digest.hex()[..16]));
+        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        Ok(Conversion { path })
+    }
+
+    /// Removes what processes that died left in the root.
+    pub(super) fn sweep(&self, _lock: &Lock) -> Result<(), Error> {
+        for name in entries(&self.root).map_err(Error::io("read", &self.root))? {
+            let patience = match name.as_str() {
+                n if n.starts_with(SCRATCH_PREFIX) => SCRATCH_PATIENCE,
+                n if n.starts_with(CONVERSION_PREFIX) => CONVERSION_PATIENCE,
+                _ => continue,
+            };
+            let path = self.root.join(&name);
+            if age(&path).is_some_and(|age| age > patience) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn prune(&self, _lock: &Lock, used: &HashSet<Digest>, grace: Duration) -> Result<Pruned, Error> {
@@ -132,8 +223,7 @@ impl Store {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
-            let age = metadata.modified().ok().and_then(|m| SystemTime::now().duration_since(m).ok());
-            if unused && metadata.is_file() && age.is_some_and(|age| age > grace) {
+            if unused && metadata.is_file() && age(&path).is_some_and(|age| age > grace) {
                 fs::remove_file(&path).map_err(Error::io("remove", &path))?;
                 pruned.blobs += 1;
                 pruned.bytes += metadata.len();
@@ -162,19 +252,28 @@ pub(super) fn share(file: &File, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn hash(from: &mut impl Read, on_bytes: &mut dyn FnMut(u64)) -> io::Result<(Digest, u64)> {
+/// Digest and number of bytes; `None` when `on_bytes` said to stop.
+fn hash(from: &mut impl Read, on_bytes: &mut dyn FnMut(u64) -> bool) -> io::Result<Option<(Digest, u64)>> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
         let n = match from.read(&mut buffer) {
-            Ok(0) => return Ok((Digest(hash.finalize().into()), total)),
+            Ok(0) => return Ok(Some((Digest(hash.finalize().into()), total))),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         };
         hash.update(&buffer[..n]);
         total += n as u64;
-        on_bytes(total);
+        if !on_bytes(total) {
+            return Ok(None);
+        }
     }
+}
+
+/// Time since the last change.
+fn age(path: &Path) -> Option<Duration> {
+    let modified = fs::metadata(path).ok()?.modified().ok()?;
+    SystemTime::now().duration_since(modified).ok()
 }

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-pub use blob::BlobWriter;
+pub use blob::{BlobWriter, Conversion};
 pub use digest::{Digest, InvalidDigest};
 pub use header::{Header, parameter_size};
 pub use manifest::{CONFIG_TYPE, Kind, Layer, MANIFEST_TYPE, Manifest};
@@ -239,8 +239,10 @@ impl Store {
         let folder = path.parent().expect("a manifest lies in a folder");
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         // Made outside the folder of manifests: nobody who lists models sees half a file.
-        let mut file =
-            tempfile::NamedTempFile::new_in(&self.root).map_err(Error::io("create a file in", &self.root))?;
+        let mut file = tempfile::Builder::new()
+            .prefix(blob::SCRATCH_PREFIX)
+            .tempfile_in(&self.root)
+            .map_err(Error::io("create a file in", &self.root))?;
         file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", file.path()))?;
         blob::share(file.as_file(), file.path())?;
         file.persist(&path).map_err(|e| Error::io("write", &path)(e.error))?;
@@ -313,6 +315,7 @@ impl Store {
                 fs::rename(&from, &to).map_err(Error::io("rename", &from))?;
             }
         }
+        self.sweep(&lock)?;
         let Some(used) = self.used()? else {
             return Ok(Pruned::default());
         };

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod blobs;
 pub mod chat;
+pub mod create;
 pub mod duration;
 pub mod generate;
 mod inference;
