@@ -2,6 +2,7 @@
 //!
 //! Tier T0 needs Rust and a C compiler; tests behind feature `llama` are T1 and run both the engine and the tiny checkpoints.
 
+mod chat;
 mod layers;
 
 #[cfg(feature = "llama")]
