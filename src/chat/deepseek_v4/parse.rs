@@ -439,3 +439,7 @@ fn attributes(text: &str) -> Attributes<'_> {
     }
     Attributes::Whole { name, string, bytes: end + 1 }
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
