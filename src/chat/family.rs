@@ -8,6 +8,7 @@
 //! 5. nothing: the contents of the messages as they are, like Ollama's `{{ .Prompt }}`.
 
 use super::deepseek_v4::{self, Generation};
+use super::template::jinja;
 use super::{Error, Parser, Prompt, Request};
 
 /// What the choice is made from. All of it is text of the model's metadata.
@@ -67,6 +68,7 @@ pub struct Family {
 #[derive(Debug)]
 enum Kind {
     DeepSeekV4(Generation),
+    Jinja(Box<jinja::Template>),
     Plain,
 }
 
@@ -79,15 +81,24 @@ pub fn for_model(facts: &Facts<'_>) -> Result<Family, Error> {
     let native = TABLE.iter().find(|(name, _)| *name == facts.architecture).map(|(_, generation)| *generation);
     let kind = match (facts.chosen, native) {
         (Some("plain"), _) => Kind::Plain,
+        (Some("template"), _) => template(facts)?.ok_or(Error::NoTemplate)?,
         (Some(name), _) => Kind::DeepSeekV4(Generation::parse(name)?),
         (None, Some(default)) => Kind::DeepSeekV4(match facts.release {
             Some(release) => Generation::of_release(release)?,
             None => default,
         }),
-        (None, None) if facts.go.is_some() => return Err(Error::GoTemplate),
-        (None, None) => Kind::Plain,
+        (None, None) => match template(facts)? {
+            Some(jinja) => jinja,
+            None if facts.go.is_some() => return Err(Error::GoTemplate),
+            None => Kind::Plain,
+        },
     };
     Ok(Family { kind })
+}
+
+fn template(facts: &Facts<'_>) -> Result<Option<Kind>, Error> {
+    let compile = |source| jinja::Template::new(source, facts.bos, facts.eos);
+    Ok(facts.jinja.map(compile).transpose()?.map(|template| Kind::Jinja(Box::new(template))))
 }
 
 impl Family {
@@ -95,6 +106,7 @@ impl Family {
     pub fn name(&self) -> String {
         match &self.kind {
             Kind::DeepSeekV4(generation) => format!("deepseek_v4/{}", generation.name()),
+            Kind::Jinja(_) => "template".to_owned(),
             Kind::Plain => "plain".to_owned(),
         }
     }
@@ -102,6 +114,12 @@ impl Family {
     pub fn capabilities(&self) -> Capabilities {
         match &self.kind {
             Kind::DeepSeekV4(_) => Capabilities { completion: true, tools: true, thinking: true, insert: true },
+            Kind::Jinja(template) => Capabilities {
+                completion: true,
+                tools: template.knows_tools(),
+                thinking: template.knows_thinking(),
+                insert: false,
+            },
             Kind::Plain => Capabilities { completion: true, ..Capabilities::default() },
         }
     }
@@ -110,7 +128,7 @@ impl Family {
         match &self.kind {
             // Model card: temperature 1.0, top_p 1.0, nothing cut.
             Kind::DeepSeekV4(_) => Sampling { temperature: Some(1.0), top_p: Some(1.0), top_k: Some(0) },
-            Kind::Plain => Sampling::default(),
+            Kind::Jinja(_) | Kind::Plain => Sampling::default(),
         }
     }
 
@@ -121,6 +139,7 @@ impl Family {
     pub fn render(&self, request: &Request) -> Result<Prompt, Error> {
         match &self.kind {
             Kind::DeepSeekV4(generation) => deepseek_v4::render(*generation, request),
+            Kind::Jinja(template) => template.render(request),
             Kind::Plain => plain(request),
         }
     }
@@ -132,7 +151,7 @@ impl Family {
     pub fn render_insert(&self, prefix: &str, suffix: &str) -> Result<Prompt, Error> {
         match &self.kind {
             Kind::DeepSeekV4(_) => Ok(deepseek_v4::render_insert(prefix, suffix)),
-            Kind::Plain => Err(Error::NoInsert),
+            Kind::Jinja(_) | Kind::Plain => Err(Error::NoInsert),
         }
     }
 
@@ -140,6 +159,7 @@ impl Family {
     pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
         match &self.kind {
             Kind::DeepSeekV4(_) => Box::new(deepseek_v4::Parser::new(request, prompt)),
+            Kind::Jinja(template) => template.parser(request, prompt),
             Kind::Plain => Box::new(Verbatim),
         }
     }
@@ -166,4 +186,84 @@ impl Parser for Verbatim {
     }
 
     fn finish(&mut self, _out: &mut Vec<super::Piece>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::{Message, Piece, Role};
+
+    const V4: Facts<'static> =
+        Facts { architecture: "deepseek4", release: None, jinja: None, go: None, bos: "", eos: "", chosen: None };
+
+    #[test]
+    fn the_release_decides_the_generation_and_an_override_wins() {
+        let name = |facts: Facts<'_>| for_model(&facts).map(|family| family.name()).map_err(|e| e.to_string());
+        for (release, generation) in [
+            (None, "v4_april"),
+            (Some("v4_april"), "v4_april"),
+            (Some("v4_base"), "v4_april"),
+            (Some("v4_0731"), "v4_0731"),
+            (Some("v4_0813"), "v4_0731"),
+            (Some("v4_1102"), "v4_0731"),
+            (Some("v4_0424"), "v4_april"),
+            (Some("v41_flash"), "v41"),
+        ] {
+            assert_eq!(name(Facts { release, ..V4 }), Ok(format!("deepseek_v4/{generation}")), "{release:?}");
+            let chosen = Facts { release, chosen: Some("v41"), ..V4 };
+            assert_eq!(name(chosen), Ok("deepseek_v4/v41".to_owned()), "{release:?}");
+        }
+        for release in ["v5", "v4_", "v4_summer", "0731"] {
+            let error = name(Facts { release: Some(release), ..V4 }).unwrap_err();
+            assert!(error.contains(release), "{error}");
+        }
+        assert_eq!(name(Facts { architecture: "deepseek41", ..V4 }), Ok("deepseek_v4/v41".to_owned()));
+    }
+
+    #[test]
+    fn a_native_renderer_goes_before_a_template_and_that_before_nothing() {
+        let other = Facts { architecture: "qwen3", ..V4 };
+        let kind = |facts: Facts<'_>| for_model(&facts).map(|family| family.name());
+        assert_eq!(kind(Facts { jinja: Some("x"), ..V4 }).unwrap(), "deepseek_v4/v4_april");
+        assert_eq!(kind(Facts { jinja: Some("x"), go: Some("y"), ..other }).unwrap(), "template");
+        assert_eq!(kind(Facts { chosen: Some("template"), jinja: Some("x"), ..V4 }).unwrap(), "template");
+        assert!(matches!(kind(Facts { chosen: Some("template"), ..V4 }), Err(Error::NoTemplate)));
+        assert!(matches!(kind(Facts { go: Some("y"), ..other }), Err(Error::GoTemplate)));
+        assert_eq!(kind(other).unwrap(), "plain");
+        assert_eq!(kind(Facts { chosen: Some("plain"), ..V4 }).unwrap(), "plain");
+        let unknown = kind(Facts { chosen: Some("gemma"), ..other }).unwrap_err();
+        assert!(unknown.to_string().contains("`gemma`"), "{unknown}");
+    }
+
+    #[test]
+    fn capabilities_are_those_of_the_format() {
+        let capabilities = |facts: Facts<'_>| for_model(&facts).unwrap().capabilities();
+        let all = Capabilities { completion: true, tools: true, thinking: true, insert: true };
+        assert_eq!(capabilities(V4), all);
+        let other = Facts { architecture: "qwen3", ..V4 };
+        let tools_and_thinking = "{% if tools %}<tool_call>{% endif %}<think></think>";
+        assert_eq!(
+            capabilities(Facts { jinja: Some(tools_and_thinking), ..other }),
+            Capabilities { insert: false, ..all }
+        );
+        let only = Capabilities { completion: true, ..Capabilities::default() };
+        assert_eq!(capabilities(Facts { jinja: Some("{{ messages }}"), ..other }), only);
+        assert_eq!(capabilities(other), only);
+    }
+
+    #[test]
+    fn without_a_format_messages_are_shown_as_they_are() {
+        let family = for_model(&Facts { architecture: "gpt2", ..V4 }).unwrap();
+        let messages = vec![Message::new(Role::System, "Be brief."), Message::new(Role::User, "Hi")];
+        let request = Request { messages, ..Request::default() };
+        let prompt = family.render(&request).unwrap();
+        assert_eq!(prompt.text, "Be brief.\n\nHi");
+        let mut out = Vec::new();
+        let mut parser = family.parser(&request, &prompt);
+        parser.push("<think>", &mut out);
+        parser.finish(&mut out);
+        assert_eq!(out, vec![Piece::Content("<think>".into())]);
+        assert!(matches!(family.render(&Request::default()), Err(Error::NoMessages)));
+        assert!(matches!(family.render_insert("a", "b"), Err(Error::NoInsert)));
+    }
 }

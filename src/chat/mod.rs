@@ -8,6 +8,9 @@ pub mod deepseek_v4;
 pub mod family;
 pub mod json;
 pub mod message;
+pub mod template;
+mod thinking;
+mod tools;
 
 pub use family::Family;
 pub use json::RawJson;
@@ -56,10 +59,17 @@ pub enum Error {
     Generation { given: String },
     #[error("this model's prompt format has no form for filling in the middle")]
     NoInsert,
-    #[error("chat template: {0}")]
+    /// It does not compile, or failed while it ran.
+    #[error("the model's chat template failed: {0}")]
     Template(String),
-    #[error("chat template: {0}")]
+    /// The template refused the conversation, in its own words.
+    #[error("the model's chat template refuses this conversation: {0}")]
     Raised(String),
-    #[error("this model brings only a Go template, which this version cannot evaluate")]
+    #[error("the model has no chat template")]
+    NoTemplate,
+    #[error(
+        "the model has only a Go template (TEMPLATE), which this version cannot evaluate\n\
+         hint: a model with a Jinja template in its GGUF, or of the DeepSeek-V4 family, works without it"
+    )]
     GoTemplate,
 }

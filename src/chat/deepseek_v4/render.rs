@@ -424,3 +424,161 @@ impl Writer<'_> {
         self.out.text.push_str(text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::deepseek_v4::{self, Effort};
+    use crate::chat::message::Think;
+
+    fn request(messages: Vec<Message>) -> Request {
+        Request { messages, ..Request::default() }
+    }
+
+    fn text(generation: Generation, request: &Request) -> String {
+        deepseek_v4::render(generation, request).unwrap().text
+    }
+
+    fn tool(function: &str) -> Tool {
+        Tool::from_function(RawJson::parse(function).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn tools_of_a_request_ride_on_a_leading_system_message() {
+        let tools = vec![tool(r#"{"name":"f","x":1.50,"n":12345678901234567890123}"#)];
+        let ask = Request { tools, think: Think::Off, ..request(vec![Message::new(Role::User, "Hi")]) };
+        let made_up = text(Generation::V4July, &ask);
+        assert!(made_up.starts_with("<｜begin▁of▁sentence｜>\n\n## Tools\n\n"), "{made_up}");
+        assert!(made_up.contains("\n{\"name\": \"f\", \"x\": 1.5, \"n\": 12345678901234567890123}\n"), "{made_up}");
+
+        let mut with_system = ask.clone();
+        with_system.messages.insert(0, Message::new(Role::System, "Be brief."));
+        with_system.response_format = Some(RawJson::parse(r#"{"type":"object"}"#).unwrap());
+        let rendered = text(Generation::V4July, &with_system);
+        assert!(rendered.starts_with("<｜begin▁of▁sentence｜>Be brief.\n\n## Tools\n\n"), "{rendered}");
+        assert!(rendered.contains("schema to reply:\n{\"type\": \"object\"}<｜User｜>Hi"), "{rendered}");
+        with_system.response_format = Some(RawJson::parse("\"json\"").unwrap());
+        assert!(!text(Generation::V4July, &with_system).contains("Response Format"));
+    }
+
+    #[test]
+    fn results_without_ids_are_sorted_by_the_names_of_their_calls() {
+        let call = |name: &str| ToolCall { id: None, name: name.into(), arguments: Arguments::parse("") };
+        let result =
+            |name: &str| Message { tool_name: Some(name.into()), ..Message::new(Role::Tool, format!("of {name}")) };
+        let mut ask = request(vec![
+            Message::new(Role::User, "?"),
+            Message { tool_calls: vec![call("a"), call("b")], ..Message::new(Role::Assistant, "") },
+            result("b"),
+            result("a"),
+        ]);
+        ask.think = Think::Off;
+        let rendered = text(Generation::V4July, &ask);
+        assert!(rendered.contains("<tool_result>of a</tool_result>\n\n<tool_result>of b</tool_result>"), "{rendered}");
+    }
+
+    #[test]
+    fn a_conversation_that_ends_in_a_system_message_still_asks_for_an_answer() {
+        for (generation, ending) in [
+            (Generation::V4July, "Be rude.<｜Assistant｜><think>"),
+            (Generation::V41, "<｜System｜>Be rude.<｜Assistant｜><think>"),
+        ] {
+            let messages = vec![Message::new(Role::User, "Hi"), Message::new(Role::System, "Be rude.")];
+            let prompt = deepseek_v4::render(generation, &request(messages)).unwrap();
+            assert!(prompt.text.ends_with(ending), "{}", prompt.text);
+            assert!(prompt.starts_in_thinking);
+            assert_eq!(prompt.text.len() - prompt.stable_bytes, "<think>".len());
+        }
+        let alone = deepseek_v4::render(Generation::V41, &request(vec![Message::new(Role::System, "x")])).unwrap();
+        assert!(alone.text.ends_with("\n\nx<｜Assistant｜><think>"), "{}", alone.text);
+    }
+
+    #[test]
+    fn a_prefill_is_left_open() {
+        let prefilled = |thinking: Option<&str>, content: &str, think| {
+            let answer = Message { thinking: thinking.map(str::to_owned), ..Message::new(Role::Assistant, content) };
+            let ask = Request { think, ..request(vec![Message::new(Role::User, "?"), answer]) };
+            let prompt = deepseek_v4::render(Generation::V4July, &ask).unwrap();
+            let (_, tail) = prompt.text.split_once("<｜Assistant｜>").unwrap();
+            assert!(prompt.text[..prompt.stable_bytes].ends_with("<｜Assistant｜>"));
+            (tail.to_owned(), prompt.starts_in_thinking)
+        };
+        assert_eq!(prefilled(None, "So", Think::Off), ("</think>So".into(), false));
+        assert_eq!(prefilled(None, "So", Think::On), ("<think></think>So".into(), false));
+        assert_eq!(prefilled(Some("Hm"), "So", Think::On), ("<think>Hm</think>So".into(), false));
+        assert_eq!(prefilled(Some("Hm"), "", Think::On), ("<think>Hm".into(), true));
+        assert_eq!(prefilled(None, "", Think::On), ("<think>".into(), true));
+        assert_eq!(prefilled(None, "", Think::Off), ("</think>".into(), false));
+    }
+
+    #[test]
+    fn levels_of_thinking_map_to_the_efforts_of_each_generation() {
+        use Generation::{V4April, V4July, V41};
+        let effort = |generation, think| {
+            let ask = Request { think, ..request(vec![Message::new(Role::User, "?")]) };
+            let rendered = text(generation, &ask);
+            let (prefix, _) = rendered.split_once("<｜User｜>").unwrap();
+            prefix.trim_start_matches(BOS).trim_start_matches(SYSTEM).chars().take(24).collect::<String>()
+        };
+        let (none, absolute, beyond) = ("", "Reasoning Effort: Absolu", "Reasoning Effort: Beyond");
+        let v41 = |n: u8| format!("Reasoning Effort: {n} (range 1").chars().take(24).collect::<String>();
+        for (think, april, july, number) in [
+            (Think::Default, none, none, 75),
+            (Think::On, none, none, 75),
+            (Think::Low, none, none, 50),
+            (Think::Medium, none, absolute, 75),
+            (Think::High, none, absolute, 75),
+            (Think::Max, absolute, beyond, 100),
+            (Think::Percent(1), none, none, 1),
+            (Think::Percent(70), none, absolute, 70),
+            (Think::Percent(99), absolute, beyond, 99),
+        ] {
+            assert_eq!(effort(V4April, think), april, "{think:?}");
+            assert_eq!(effort(V4July, think), july, "{think:?}");
+            assert_eq!(effort(V41, think), v41(number), "{think:?}");
+        }
+        for generation in [V4April, V4July, V41] {
+            assert_eq!(effort(generation, Think::Off), none);
+        }
+        assert!(matches!(Mode::of(Think::Percent(0)), Err(Error::Effort { percent: 0 })));
+        assert!(matches!(Mode::of(Think::Percent(101)), Err(Error::Effort { percent: 101 })));
+        assert_eq!(Mode::of(Think::Percent(100)).unwrap(), Mode::Thinking(Effort::Percent(100)));
+    }
+
+    #[test]
+    fn unknown_roles_and_tasks_are_named() {
+        let error = |message| encode_error(request(vec![message]));
+        fn encode_error(request: Request) -> String {
+            deepseek_v4::render(Generation::V41, &request).unwrap_err().to_string()
+        }
+        assert!(error(Message::new(Role::parse("Critic"), "x")).contains("`critic`"));
+        assert!(error(Message { task: Some("sing".into()), ..Message::new(Role::User, "x") }).contains("`sing`"));
+        assert!(matches!(deepseek_v4::render(Generation::V41, &Request::default()), Err(Error::NoMessages)));
+    }
+
+    #[test]
+    fn filling_in_the_middle() {
+        let prompt = deepseek_v4::render_insert("a", "b");
+        assert_eq!(prompt.text, "<｜begin▁of▁sentence｜><｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>");
+        assert_eq!(prompt.stable_bytes, prompt.text.len());
+    }
+
+    /// The prompt of the next turn begins with the stable part of this one, whatever was answered.
+    #[test]
+    fn the_stable_part_begins_the_next_prompt() {
+        for generation in [Generation::V4April, Generation::V4July, Generation::V41] {
+            for think in [Think::Off, Think::On, Think::Max] {
+                let mut ask = Request { think, ..request(vec![Message::new(Role::User, "1+1?")]) };
+                for turn in 0..3 {
+                    let prompt = deepseek_v4::render(generation, &ask).unwrap();
+                    let answer = Message { thinking: Some("I add.".into()), ..Message::new(Role::Assistant, "2") };
+                    ask.messages.push(answer);
+                    ask.messages.push(Message::new(Role::User, "and again?"));
+                    let next = text(generation, &ask);
+                    assert!(next.starts_with(&prompt.text[..prompt.stable_bytes]), "{generation:?} {think:?} {turn}");
+                    assert!(prompt.stable_bytes > 0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Models that bring a template of their own.
+
+pub mod jinja;
