@@ -17,6 +17,8 @@ mod header;
 mod manifest;
 mod model;
 mod name;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
