@@ -78,7 +78,7 @@ fn chat(
         fits(tokens.len(), space)?;
     } else {
         let whole = tokens.len();
-        let room = Room { prompt: space.longest_prompt(), answer: space.answer_room() };
+        let room = Room { prompt: space.n_ctx, answer: space.answer_room() };
         let mut part = request.clone();
         let from = truncate::first_kept(&request.messages, whole, room, |from| {
             part.messages = truncate::kept(&request.messages, from).cloned().collect();
@@ -116,20 +116,17 @@ fn write(
         Some(bos) if tokens.first() == Some(&bos) => &tokens[1..],
         _ => &tokens[..],
     };
-    let joined = [context, rest].concat();
+    // Neither does it end with the token that ended the answer, which is no part of its text.
+    let end = tokenizer.eos().filter(|_| !context.last().is_some_and(|last| tokenizer.is_end(*last)));
+    let joined = context.iter().chain(&end).chain(rest).copied().collect();
     Ok((prompt, joined))
 }
 
 fn fits(tokens: usize, space: Space) -> Result<(), Error> {
-    if tokens <= space.longest_prompt() { Ok(()) } else { Err(Error::ContextExceeded { tokens, n_ctx: space.n_ctx }) }
+    if tokens <= space.n_ctx { Ok(()) } else { Err(Error::ContextExceeded { tokens, n_ctx: space.n_ctx }) }
 }
 
 impl Space {
-    /// One position is left for the answer.
-    fn longest_prompt(self) -> usize {
-        self.n_ctx.saturating_sub(1)
-    }
-
     /// An eighth of the context, less when the answer has a smaller budget.
     fn answer_room(self) -> usize {
         let eighth = self.n_ctx / 8;

@@ -16,7 +16,7 @@ use crate::api::{AppState, Error};
 use crate::chat::{Message, Role, Think};
 use crate::completion::{self, Completion, Done, Event, Overflow, Prepared, Target};
 use crate::scheduler::{KeepAlive, Lease, Limits, LoadOptions};
-use crate::store::{Capability, Model, Name};
+use crate::store::{self, Capability, Model, Name};
 
 /// The fields that decide how a request runs, read but not yet checked against a model.
 #[derive(Debug)]
@@ -128,7 +128,11 @@ impl Subject {
         blocking(move || {
             let model = match (path, name) {
                 (Some(path), _) => Model::from_gguf(&path)?,
-                (None, Some(name)) => app.store.model(&name)?,
+                (None, Some(name)) => app.store.model(&name).map_err(|error| match error {
+                    // In the client's spelling.
+                    store::Error::NotFound(_) => Error::NotFound(named.clone()),
+                    other => other.into(),
+                })?,
                 (None, None) => unreachable!("a path or a name"),
             };
             let target = Target::new(model, &app.runtime)?;
@@ -173,7 +177,9 @@ impl Subject {
     /// # Errors
     /// The first value of a wrong type.
     pub(super) fn options(&self, request: &Map<String, Value>) -> Result<Options, Error> {
-        Options::new(&[&self.target.model.params, request]).map_err(|error| Error::Option(error.to_string()))
+        let advised = self.target.family.sampling();
+        Options::advised(advised, &[&self.target.model.params, request])
+            .map_err(|error| Error::Option(error.to_string()))
     }
 
     /// Waits for the model to be loaded under these options.

@@ -1,11 +1,12 @@
 //! The `options` of a request: one table of names and types, applied layer over layer.
 //!
-//! Precedence: request, then the model's PARAMETERs, then the server's defaults. As in Ollama, unknown names and nulls are
+//! Precedence: request, then the model's PARAMETERs, then what the model's authors advise, then Ollama's defaults. As in Ollama, unknown names and nulls are
 //! ignored, integers may be written as floats, and a value of the wrong type is an error. `mirostat` and its two constants, which Ollama
 //! dropped, work here.
 
 use serde_json::{Map, Value};
 
+use crate::chat::family::Sampling;
 use crate::sampler::{self, Mirostat};
 
 /// Everything that a request may tune, after all layers.
@@ -110,7 +111,19 @@ impl Options {
     /// # Errors
     /// The first value of a wrong type, in the order of the layers.
     pub fn new(layers: &[&Map<String, Value>]) -> Result<Options, Error> {
+        Options::advised(Sampling::default(), layers)
+    }
+
+    /// As [`Options::new`], with advice that goes before the defaults.
+    ///
+    /// # Errors
+    /// As [`Options::new`].
+    pub fn advised(advised: Sampling, layers: &[&Map<String, Value>]) -> Result<Options, Error> {
         let mut options = Options::default();
+        let sampler = &mut options.sampler;
+        sampler.temperature = advised.temperature.unwrap_or(sampler.temperature);
+        sampler.top_p = advised.top_p.unwrap_or(sampler.top_p);
+        sampler.top_k = advised.top_k.unwrap_or(sampler.top_k);
         for (key, value) in layers.iter().flat_map(|layer| layer.iter()) {
             match TABLE.iter().find(|(name, _)| name == key) {
                 Some((name, set)) => set.apply(name, value, &mut options)?,
@@ -179,6 +192,15 @@ mod tests {
         assert_eq!(options.sampler, sampler::Params::default());
         assert_eq!(options.max_tokens(), None);
         assert_eq!(options.num_ctx, None);
+    }
+
+    #[test]
+    fn advice_goes_before_the_defaults_and_behind_everything_else() {
+        let advised = Sampling { temperature: Some(1.0), top_p: Some(1.0), top_k: Some(0) };
+        let request = json!({"top_p": 0.5});
+        let options = Options::advised(advised, &[request.as_object().unwrap()]).unwrap();
+        let sampler = &options.sampler;
+        assert_eq!((sampler.temperature, sampler.top_p, sampler.top_k, sampler.min_p), (1.0, 0.5, 0, 0.0));
     }
 
     #[test]
