@@ -161,6 +161,9 @@ pub struct Checkpoint {
     pub pos: Pos,
     /// Memory it keeps alive, for whoever budgets checkpoints.
     pub bytes: usize,
+    /// `Some`: only a mark in this sequence, good as long as the sequence is neither released nor rewound to before it. One can
+    /// [`Engine::rewind`] that sequence to it, or [`Engine::fork`] from it. `None`: it stands for itself.
+    pub within: Option<SeqId>,
     pub(crate) state: Arc<dyn Any + Send + Sync>,
 }
 

@@ -87,6 +87,8 @@ pub struct Scripted {
 #[derive(Clone, Debug, Default)]
 struct Sequence {
     state: State,
+    /// How often it was released: marks of an earlier life are void.
+    life: u64,
     /// A step with this sequence failed; only a release helps.
     broken: bool,
 }
@@ -97,6 +99,14 @@ struct State {
     tokens: Vec<TokenId>,
     /// Hash of `tokens`, in order.
     hash: u64,
+    playing: Option<Playing>,
+}
+
+/// A checkpoint that only names a place in a sequence.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    seq: SeqId,
+    life: u64,
     playing: Option<Playing>,
 }
 
@@ -195,6 +205,24 @@ impl Scripted {
             false => Ok(sequence),
             true => Err(Error::Batch(format!("sequence {} was not released after a failed step", seq.0))),
         }
+    }
+
+    /// The front part of a sequence that a mark stands for. Like a real cache it trusts that the sequence was not rewound
+    /// to before the mark and grown again.
+    fn marked(&mut self, mark: &Mark, pos: Pos) -> Result<State, Error> {
+        let sequence = self.whole_sequence(mark.seq)?;
+        let n_tokens = pos.0 as usize;
+        if sequence.life != mark.life || n_tokens > sequence.state.tokens.len() {
+            return Err(Error::State(format!("sequence {} no longer holds what was marked", mark.seq.0)));
+        }
+        let tokens = sequence.state.tokens[..n_tokens].to_vec();
+        let hash = tokens.iter().fold(0, |hash, token| extend(hash, *token));
+        Ok(State { tokens, hash, playing: mark.playing })
+    }
+
+    fn remembered(&self, checkpoint: &Checkpoint) -> Result<State, Error> {
+        let state = checkpoint.state.downcast_ref::<State>();
+        state.cloned().ok_or_else(|| Error::State("a checkpoint of another engine".into()))
     }
 
     fn needs(&self, able: bool, what: &str) -> Result<(), Error> {
@@ -369,16 +397,24 @@ impl Engine for Scripted {
 
     fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error> {
         self.needs(self.info.support.checkpoint, "remember the state of a sequence")?;
-        let bytes = self.script.checkpoint_token_bytes.max(size_of::<TokenId>());
-        let state = self.whole_sequence(seq)?.state.clone();
-        let n_tokens = state.tokens.len();
-        Ok(Checkpoint { pos: Pos(n_tokens as u32), bytes: n_tokens * bytes, state: Arc::new(state) })
+        let (marks, token_bytes) = (self.script.marks, self.script.checkpoint_token_bytes.max(size_of::<TokenId>()));
+        let Sequence { state, life, .. } = self.whole_sequence(seq)?;
+        let pos = Pos(state.tokens.len() as u32);
+        if marks {
+            let mark = Mark { seq, life: *life, playing: state.playing };
+            return Ok(Checkpoint { pos, bytes: 0, within: Some(seq), state: Arc::new(mark) });
+        }
+        let bytes = state.tokens.len() * token_bytes;
+        Ok(Checkpoint { pos, bytes, within: None, state: Arc::new(state.clone()) })
     }
 
     fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
         self.needs(self.info.support.checkpoint, "go back to a remembered state")?;
-        let state = to.state.downcast_ref::<State>();
-        let state = state.ok_or_else(|| Error::State("a checkpoint of another engine".into()))?.clone();
+        let state = match to.state.downcast_ref::<Mark>() {
+            Some(mark) if mark.seq != seq => return Err(Error::State("a mark in another sequence".into())),
+            Some(mark) => self.marked(mark, to.pos)?,
+            None => self.remembered(to)?,
+        };
         self.whole_sequence(seq)?.state = state;
         Ok(())
     }
@@ -386,17 +422,21 @@ impl Engine for Scripted {
     fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error> {
         self.needs(self.info.support.fork, "copy a sequence")?;
         self.empty_sequence(to)?;
-        if let Some(checkpoint) = at {
-            return self.rewind(to, checkpoint);
-        }
-        let state = self.whole_sequence(from)?.state.clone();
+        let state = match at {
+            None => self.whole_sequence(from)?.state.clone(),
+            Some(at) => match at.state.downcast_ref::<Mark>() {
+                Some(mark) if mark.seq != from => return Err(Error::State("a mark in another sequence".into())),
+                Some(mark) => self.marked(mark, at.pos)?,
+                None => self.remembered(at)?,
+            },
+        };
         self.sequence(to)?.state = state;
         Ok(())
     }
 
     fn release(&mut self, seq: SeqId) {
         if let Some(sequence) = self.sequences.get_mut(seq.0 as usize) {
-            *sequence = Sequence::default();
+            *sequence = Sequence { life: sequence.life + 1, ..Sequence::default() };
         }
     }
 

@@ -361,7 +361,8 @@ impl Engine for Llama {
             _ => Saved::State { bytes: self.save_state(seq)?, fingerprint: self.fingerprint },
         };
         let bytes = if let Saved::State { bytes, .. } = &saved { bytes.len() } else { 0 };
-        Ok(Checkpoint { pos: Pos(sequence.next), bytes, state: Arc::new(saved) })
+        let within = matches!(saved, Saved::Mark { .. }).then_some(seq);
+        Ok(Checkpoint { pos: Pos(sequence.next), bytes, within, state: Arc::new(saved) })
     }
 
     fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {

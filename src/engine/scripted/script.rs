@@ -54,6 +54,9 @@ pub struct Script {
     /// Memory that each token of a checkpoint claims.
     #[serde(default)]
     pub checkpoint_token_bytes: usize,
+    /// Checkpoints are only marks in their sequence ([`crate::engine::Checkpoint::within`]).
+    #[serde(default)]
+    pub marks: bool,
     /// Has neither checkpoints nor forks nor saved states.
     #[serde(default)]
     pub forgetful: bool,
@@ -101,6 +104,7 @@ impl Default for Script {
             n_batch: None,
             memory_bytes: 0,
             checkpoint_token_bytes: 0,
+            marks: false,
             forgetful: false,
             trace: None,
         }
