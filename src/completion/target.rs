@@ -119,4 +119,9 @@ impl Loader for FileLoader {
             None => engine::load(&self.path, self.kind, settings, on_progress),
         }
     }
+
+    fn tokenizer(&self) -> Result<Arc<Tokenizer>, crate::tokens::Error> {
+        let file = fathom_gguf::File::open(&self.path)?;
+        Ok(Arc::new(Tokenizer::from_gguf(file.metadata())?))
+    }
 }

@@ -6,18 +6,39 @@
 //! inside a long prefill.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::EngineInfo;
+use crate::sampler::Sampler;
 use crate::telemetry::Metrics;
+use crate::tokens::{self, Tokenizer};
 
+mod batch;
+mod control;
 mod error;
+mod keeper;
+mod prefix;
 mod request;
+mod residency;
+mod sequence;
 mod spec;
+mod worker;
+
+use control::Control;
+use keeper::{Hold, Keeper, Message, Ready};
+use residency::{RequestId, Want};
+use sequence::{Client, Job};
 
 pub use error::Error;
 pub use request::{DoneReason, Event, Generate, Limits, Logprob, Stats};
 pub use spec::{KeepAlive, LoadOptions, Loader, ModelSpec};
+
+/// Events that wait for a client to read them before its sequence pauses: a few network packets' worth.
+const EVENTS: usize = 32;
 
 /// Limits of the whole scheduler.
 #[derive(Clone, Debug)]
@@ -59,74 +80,195 @@ pub struct Loaded {
     pub active: usize,
 }
 
-/// Loads models and runs requests on them. Clones are handles on the same scheduler.
+/// Loads models and runs requests on them. Clones are handles on the same scheduler; when the last one is dropped, running
+/// requests are cut and everything is unloaded.
 #[derive(Clone)]
-pub struct Scheduler {}
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
 
-/// The right to use a loaded model, which stays loaded as long as this lives.
-pub struct Lease {}
+struct Shared {
+    inbox: Sender<Message>,
+    next_request: AtomicU64,
+}
 
-/// The events of one running request. Dropping it cancels the request.
-pub struct EventStream {}
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // After a shutdown nobody listens.
+        let _ = self.inbox.send(Message::ShutDown { grace: Duration::ZERO, done: None });
+    }
+}
 
 impl Scheduler {
-    pub fn new(_settings: Settings, _metrics: Metrics) -> Scheduler {
-        Scheduler {}
+    /// Starts the thread that keeps the models.
+    ///
+    /// # Panics
+    /// When the system gives no thread, like [`std::thread::spawn`].
+    pub fn new(settings: Settings, metrics: Metrics) -> Scheduler {
+        let (inbox, messages) = std::sync::mpsc::channel();
+        let keeper = Keeper::new(settings, metrics, messages, inbox.clone());
+        let thread = std::thread::Builder::new().name("scheduler".to_owned());
+        thread.spawn(move || keeper.run()).expect("the system has a thread for the scheduler");
+        Scheduler { shared: Arc::new(Shared { inbox, next_request: AtomicU64::new(1) }) }
     }
 
-    /// Waits until the model is loaded with these options, loading it if need be.
+    /// Waits until the model is loaded with these options, loading it if need be. Dropping the future gives up the wait.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many requests wait for loads, [`Error::Load`] and [`Error::Tokenizer`] when loading failed.
+    /// [`Error::Busy`] when too many requests wait for loads, [`Error::Load`], [`Error::Tokenizer`] and [`Error::Stopped`] when
+    /// loading failed, [`Error::ShuttingDown`].
     pub async fn acquire(
         &self,
-        _spec: &Arc<ModelSpec>,
-        _options: &LoadOptions,
-        _keep_alive: KeepAlive,
+        spec: &Arc<ModelSpec>,
+        options: &LoadOptions,
+        keep_alive: KeepAlive,
     ) -> Result<Lease, Error> {
-        Err(Error::ShuttingDown)
+        let begun = Instant::now();
+        let id = RequestId(self.shared.next_request.fetch_add(1, Ordering::Relaxed));
+        let want = Want {
+            weights: spec.weights.clone(),
+            identity: spec::Identity::of(spec),
+            options: options.resolved(&spec.settings),
+            keep_alive,
+            spec: spec.clone(),
+        };
+        let (reply, answer) = oneshot::channel();
+        let sent = self.shared.inbox.send(Message::Request { id, want, reply });
+        sent.map_err(|_| Error::ShuttingDown)?;
+        let waiting = Waiting { id, inbox: &self.shared.inbox };
+        let answer = answer.await;
+        // The keeper has answered and forgotten it.
+        std::mem::forget(waiting);
+        let (ready, hold) = answer.map_err(|_| Error::ShuttingDown)??;
+        Ok(Lease { ready, hold, load: begun.elapsed(), id: id.0 })
     }
 
     /// Unloads the model of these weights once its requests in flight have ended. Nothing happens when it is not loaded.
-    pub fn unload(&self, _spec: &ModelSpec) {}
-
-    /// The loaded models, most recently used first.
-    pub async fn ps(&self) -> Vec<Loaded> {
-        Vec::new()
+    pub fn unload(&self, spec: &ModelSpec) {
+        // After a shutdown nothing is loaded.
+        let _ = self.shared.inbox.send(Message::Unload(spec.weights.clone()));
     }
 
-    /// Refuses new work, lets running requests go on for `grace`, cuts the rest with an error, and unloads everything.
-    pub async fn shutdown(&self, _grace: Duration) {}
+    /// The loaded models, those in use first, then the most recently used.
+    pub async fn ps(&self) -> Vec<Loaded> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.shared.inbox.send(Message::List(reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// Refuses new work, lets running requests go on for `grace`, cuts the rest with [`Error::ShuttingDown`], and unloads
+    /// everything. Returns when nothing is left.
+    pub async fn shutdown(&self, grace: Duration) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.shared.inbox.send(Message::ShutDown { grace, done: Some(done) });
+        let _ = answer.await;
+    }
 }
 
-impl EventStream {
-    /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<Event> {
-        None
+/// A request that waits for its model; dropped when the client gives up.
+struct Waiting<'a> {
+    id: RequestId,
+    inbox: &'a Sender<Message>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Message::Cancel(self.id));
     }
+}
+
+/// The right to use a loaded model, which stays loaded as long as this lives.
+pub struct Lease {
+    ready: Arc<Ready>,
+    hold: Hold,
+    load: Duration,
+    id: u64,
 }
 
 impl Lease {
     /// What is loaded.
     pub fn info(&self) -> &Arc<EngineInfo> {
-        unreachable!("no lease is given out yet")
+        &self.ready.info
     }
 
     /// The vocabulary of what is loaded.
-    pub fn tokenizer(&self) -> &Arc<crate::tokens::Tokenizer> {
-        unreachable!("no lease is given out yet")
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.ready.tokenizer
     }
 
     /// How long this lease waited for its model.
     pub fn load(&self) -> Duration {
-        Duration::ZERO
+        self.load
     }
 
-    /// Runs a request.
+    /// Runs a request. Waits only while the model has more new requests than it can look at between two steps.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::UnknownToken`], [`Error::Sampler`].
-    pub async fn generate(self, _request: Generate) -> Result<EventStream, Error> {
-        Err(Error::ShuttingDown)
+    /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::UnknownToken`], [`Error::Sampler`]; [`Error::Stopped`] when the
+    /// engine crashed meanwhile.
+    pub async fn generate(self, request: Generate) -> Result<EventStream, Error> {
+        let Lease { ready, hold, load, id } = self;
+        let (info, tokens) = (&ready.info, request.tokens);
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if tokens.len() > info.n_ctx {
+            return Err(Error::PromptTooLong { tokens: tokens.len(), n_ctx: info.n_ctx });
+        }
+        if let Some(unknown) = tokens.iter().find(|t| t.0 as usize >= info.n_vocab) {
+            return Err(Error::UnknownToken { token: unknown.0, n_vocab: info.n_vocab });
+        }
+        let mut params = request.params;
+        if request.limits.ignore_end_token {
+            let ends = ready.tokenizer.ends().iter().filter(|t| (t.0 as usize) < info.n_vocab);
+            params.logit_bias.extend(ends.map(|t| (*t, f32::NEG_INFINITY)));
+        }
+        let (sender, events) = mpsc::channel(EVENTS);
+        let job = Job {
+            id,
+            prompt: tokens,
+            checkpoint_at: request.checkpoint_at,
+            max_tokens: request.limits.max_tokens,
+            sampler: Sampler::new(&params, info.n_vocab)?,
+            text: tokens::Stream::new(ready.tokenizer.clone(), request.limits.stop),
+            client: Client::new(sender, Box::new(hold)),
+            load,
+            arrived: Instant::now(),
+        };
+        let control = ready.control.clone();
+        let stopped = |_| Error::Stopped { model: ready.spec.name.clone(), reason: "it was unloaded".to_owned() };
+        // Made before the job is sent: dropping this future must count as leaving.
+        let stream = EventStream { events, control, id };
+        ready.jobs.send(job).await.map_err(stopped)?;
+        ready.control.wake();
+        Ok(stream)
     }
 }
+
+/// The events of one running request. Dropping it cancels the request, also within a long prefill.
+pub struct EventStream {
+    events: mpsc::Receiver<Event>,
+    control: Arc<Control>,
+    id: u64,
+}
+
+impl EventStream {
+    /// The next event; `None` after the last. Safe to drop while it waits: no event is lost.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        // The sequence may have paused for want of room.
+        self.control.wake();
+        event
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        // Closed first, then told: whoever wakes up must see it.
+        self.events.close();
+        self.control.left(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

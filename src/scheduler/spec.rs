@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{self, Engine, Plan, Progress, Settings};
+use crate::tokens::{self, Tokenizer};
 
 /// How a model comes into memory. Called on the scheduler's own threads, never on an async one.
 pub trait Loader: Send + Sync {
@@ -19,6 +20,12 @@ pub trait Loader: Send + Sync {
     /// # Errors
     /// As [`Loader::plan`].
     fn engine(&self, settings: &Settings, on_progress: Progress) -> Result<Box<dyn Engine>, engine::Error>;
+
+    /// The model's vocabulary. Read while the engine loads, on another thread.
+    ///
+    /// # Errors
+    /// Whatever makes it unusable; the model is not loaded then.
+    fn tokenizer(&self) -> Result<Arc<Tokenizer>, tokens::Error>;
 }
 
 /// One model as a request names it.
@@ -46,6 +53,49 @@ pub struct LoadOptions {
     pub main_gpu: Option<u32>,
     pub use_mmap: Option<bool>,
     pub n_threads: Option<usize>,
+}
+
+impl LoadOptions {
+    /// With the numbers of `settings` where the request leaves them open and the settings do not (0 = automatic).
+    pub(super) fn resolved(&self, settings: &Settings) -> LoadOptions {
+        let set = |number: usize| (number > 0).then_some(number);
+        LoadOptions {
+            n_ctx: self.n_ctx.and_then(set).or(set(settings.n_ctx)),
+            n_batch: self.n_batch.and_then(set).or(set(settings.n_batch)),
+            n_gpu_layers: self.n_gpu_layers.or(settings.n_gpu_layers),
+            main_gpu: self.main_gpu.or(settings.main_gpu),
+            use_mmap: Some(self.use_mmap.unwrap_or(settings.use_mmap)),
+            n_threads: self.n_threads.and_then(set).or(set(settings.n_threads)),
+        }
+    }
+
+    /// What is loaded: `settings` with these options, and an abort flag of its own.
+    pub(super) fn apply(&self, settings: &Settings) -> Settings {
+        Settings {
+            n_ctx: self.n_ctx.unwrap_or(settings.n_ctx),
+            n_batch: self.n_batch.unwrap_or(settings.n_batch),
+            n_gpu_layers: self.n_gpu_layers.or(settings.n_gpu_layers),
+            main_gpu: self.main_gpu.or(settings.main_gpu),
+            use_mmap: self.use_mmap.unwrap_or(settings.use_mmap),
+            n_threads: self.n_threads.unwrap_or(settings.n_threads),
+            abort: Arc::default(),
+            ..settings.clone()
+        }
+    }
+}
+
+/// What must be equal for two requests to share a loaded model, besides weights and load-time options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    kind: engine::Kind,
+    script: Option<PathBuf>,
+    embedding: bool,
+}
+
+impl Identity {
+    pub(super) fn of(spec: &ModelSpec) -> Self {
+        Identity { kind: spec.kind, script: spec.settings.script.clone(), embedding: spec.settings.embedding }
+    }
 }
 
 /// How long a model stays loaded after its last request ended.

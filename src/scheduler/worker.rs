@@ -1,0 +1,420 @@
+//! The thread that owns one engine: takes requests, forms batches, steps, samples, sends events.
+//!
+//! One turn of the loop looks at everything that may have changed (new requests, clients that left, slow readers that caught
+//! up), gives free sequences to waiting requests, and computes one step. Without anything to compute the thread sleeps until
+//! [`Control::wake`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::batch::{Planner, Want};
+use super::control::{Control, End};
+use super::prefix::{self, Remembered, Slot as Past, Source};
+use super::sequence::{Client, Job, Readiness, Sequence};
+use super::{DoneReason, Error, Event};
+use crate::engine::{Batch, BatchToken, Checkpoint, Engine, Output, Outputs};
+use crate::ids::{Pos, SeqId, TokenId};
+use crate::telemetry::{EndLabel, Metrics};
+
+/// What a worker must know besides its engine.
+pub(super) struct Setup {
+    /// For messages.
+    pub(super) model: String,
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) control: Arc<Control>,
+    pub(super) metrics: Metrics,
+    pub(super) prefix_bytes: usize,
+    pub(super) prefill_quantum: usize,
+}
+
+/// One sequence of the engine.
+#[derive(Default)]
+struct Slot {
+    running: Option<Sequence>,
+    /// What the engine still holds of a sequence that has ended.
+    past: Vec<TokenId>,
+    used: u64,
+}
+
+impl Slot {
+    fn past(&self) -> Past<'_> {
+        Past {
+            occupied: self.running.is_some(),
+            tokens: self.running.as_ref().map_or(&self.past, Sequence::computed),
+            used: self.used,
+        }
+    }
+
+    /// What can be computed: nothing for a client that has not read what is there.
+    fn want(&mut self) -> Want {
+        match &mut self.running {
+            Some(sequence) => match sequence.client.flush() {
+                Readiness::Ready => sequence.want(),
+                Readiness::Slow | Readiness::Gone => Want::Nothing,
+            },
+            None => Want::Nothing,
+        }
+    }
+}
+
+pub(super) struct Worker {
+    engine: Box<dyn Engine>,
+    setup: Setup,
+    waiting: VecDeque<Job>,
+    slots: Vec<Slot>,
+    /// Clients of ended requests that have not read everything.
+    leaving: Vec<Client>,
+    remembered: Remembered<Checkpoint>,
+    /// States of this many tokens were larger than the whole memory for them.
+    too_long: usize,
+    planner: Planner,
+    clock: u64,
+    /// Reused from step to step.
+    wants: Vec<Want>,
+    shares: Vec<usize>,
+    batch: Batch,
+    outputs: Outputs,
+    /// Sequence of each row of `outputs`.
+    rows: Vec<usize>,
+}
+
+impl Worker {
+    pub(super) fn new(engine: Box<dyn Engine>, setup: Setup) -> Self {
+        let info = engine.info();
+        let planner = Planner::new(info.n_batch, setup.prefill_quantum);
+        let slots = (0..info.n_seq_max).map(|_| Slot::default()).collect();
+        Worker {
+            remembered: Remembered::new(if info.support.checkpoint { setup.prefix_bytes } else { 0 }),
+            too_long: usize::MAX,
+            engine,
+            setup,
+            waiting: VecDeque::new(),
+            slots,
+            leaving: Vec::new(),
+            planner,
+            clock: 0,
+            wants: Vec::new(),
+            shares: Vec::new(),
+            batch: Batch::default(),
+            outputs: Outputs::default(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Serves until it is told to end.
+    pub(super) fn run(&mut self) {
+        loop {
+            self.take_jobs();
+            self.look_after_clients();
+            match self.setup.control.ending() {
+                End::Now => return self.fail_all(&Error::ShuttingDown),
+                End::Idle if self.is_idle() => return,
+                _ => {}
+            }
+            self.admit();
+            self.count();
+            if !self.step() {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Everything that is not finished ends with `error`.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        self.take_jobs();
+        let running = self.slots.iter_mut().filter_map(|slot| slot.running.take()).map(|sequence| sequence.end().0);
+        for mut client in running.chain(self.waiting.drain(..).map(|job| job.client)) {
+            client.send(Event::Failed(error.clone()));
+            self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
+        }
+        self.leaving.clear();
+        self.count();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.leaving.is_empty() && self.slots.iter().all(|s| s.running.is_none())
+    }
+
+    fn take_jobs(&mut self) {
+        while let Ok(job) = self.setup.jobs.try_recv() {
+            self.waiting.push_back(job);
+        }
+    }
+
+    fn count(&self) {
+        let running = self.slots.iter().filter(|s| s.running.is_some()).count();
+        self.setup.metrics.running.set(running as i64);
+        self.setup.metrics.waiting_for_slot.set(self.waiting.len() as i64);
+        self.setup.metrics.prefix_bytes.set(self.remembered.bytes() as i64);
+    }
+
+    /// Sends what slow readers have made room for; drops the requests of clients that left.
+    fn look_after_clients(&mut self) {
+        self.leaving.retain_mut(|client| client.flush() == Readiness::Slow);
+        let before = self.waiting.len();
+        self.waiting.retain_mut(|job| job.client.flush() != Readiness::Gone);
+        let mut cancelled = before - self.waiting.len();
+        for slot in &mut self.slots {
+            let gone = |sequence: &mut Sequence| sequence.client.flush() == Readiness::Gone;
+            if let Some(sequence) = slot.running.take_if(gone) {
+                cancelled += 1;
+                log_end(&self.setup.model, &sequence, "cancelled");
+                // What was computed stays: the client may ask again.
+                slot.past = sequence.end().1;
+            }
+        }
+        self.setup.metrics.requests.get_or_create(&EndLabel { reason: "cancelled" }).inc_by(cancelled as u64);
+    }
+
+    /// Gives free sequences to waiting requests, in their order.
+    fn admit(&mut self) {
+        while let Some(job) = self.waiting.front() {
+            let pasts: Vec<Past> = self.slots.iter().map(Slot::past).collect();
+            let can_fork = self.engine.info().support.fork;
+            let Some(start) = prefix::choose(&job.prompt, &pasts, &self.remembered, can_fork) else { return };
+            let Some(job) = self.waiting.pop_front() else { return };
+            let reused = match self.begin(start) {
+                Ok(()) => start.reused,
+                Err(error) => {
+                    tracing::warn!(model = self.setup.model, %error, "a cached prefix could not be used");
+                    self.release(start.slot);
+                    0
+                }
+            };
+            let info = self.engine.info();
+            let remembers = info.support.checkpoint && self.setup.prefix_bytes > 0;
+            let sequence = Sequence::start(job, reused, info.n_ctx, remembers, Instant::now());
+            tracing::debug!(
+                model = self.setup.model,
+                request = sequence.id,
+                sequence = start.slot,
+                prompt_tokens = sequence.prompt().len(),
+                cached_tokens = reused,
+                from = ?start.from,
+                "starts"
+            );
+            self.setup.metrics.prompt_tokens.inc_by(sequence.prompt().len() as u64);
+            self.setup.metrics.cached_tokens.inc_by(reused as u64);
+            if reused > 0 {
+                self.setup.metrics.prefix_hits.inc();
+            }
+            self.clock += 1;
+            let slot = &mut self.slots[start.slot];
+            slot.used = self.clock;
+            slot.past.clear();
+            slot.running = Some(sequence);
+        }
+    }
+
+    /// Makes the engine hold what `start` promises. States that lie in what is overwritten are forgotten.
+    fn begin(&mut self, start: prefix::Start) -> Result<(), crate::engine::Error> {
+        let seq = SeqId(start.slot as u32);
+        match start.from {
+            Source::Itself => Ok(()),
+            Source::Nothing => {
+                self.release(start.slot);
+                Ok(())
+            }
+            Source::Slot(from) => {
+                self.release(start.slot);
+                self.engine.fork(SeqId(from as u32), seq, None)
+            }
+            Source::Remembered(place) => {
+                let (state, within) = self.remembered.get(place);
+                let state = state.clone();
+                match within {
+                    Some(slot) if slot == start.slot => {
+                        self.remembered.forget(slot, start.reused);
+                        self.engine.rewind(seq, &state)
+                    }
+                    Some(slot) => {
+                        self.release(start.slot);
+                        self.engine.fork(SeqId(slot as u32), seq, Some(&state))
+                    }
+                    None => {
+                        self.release(start.slot);
+                        self.engine.rewind(seq, &state)
+                    }
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.remembered.forget(slot, 0);
+        self.engine.release(SeqId(slot as u32));
+    }
+
+    /// Computes one step; `false` when there is nothing to compute.
+    fn step(&mut self) -> bool {
+        self.wants.clear();
+        self.wants.extend(self.slots.iter_mut().map(Slot::want));
+        self.planner.form(&self.wants, &mut self.shares);
+        self.fill_batch();
+        if self.batch.tokens.is_empty() {
+            return false;
+        }
+
+        let mut taking_part = self.slots.iter().zip(&self.shares).filter(|(_, share)| **share > 0);
+        let first = taking_part.next().and_then(|(slot, _)| slot.running.as_ref()).map(|s| s.id);
+        let alone = first.filter(|_| taking_part.next().is_none());
+        self.outputs.clear();
+        self.setup.control.begin_step(alone);
+        let begun = Instant::now();
+        let result = self.engine.step(&self.batch, &mut self.outputs);
+        self.setup.control.end_step();
+        match result {
+            Ok(stats) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                self.setup.metrics.step_seconds.observe(seconds);
+                self.setup.metrics.step_tokens.observe(stats.tokens as f64);
+                tracing::trace!(model = self.setup.model, tokens = stats.tokens, seconds, "step");
+                self.advance();
+                self.sample();
+            }
+            Err(error) => self.step_failed(error),
+        }
+        true
+    }
+
+    fn fill_batch(&mut self) {
+        self.batch.tokens.clear();
+        self.rows.clear();
+        for (i, (slot, share)) in self.slots.iter().zip(&self.shares).enumerate() {
+            let Some(sequence) = slot.running.as_ref().filter(|_| *share > 0) else { continue };
+            let start = sequence.computed().len();
+            let (tokens, to_the_end) = sequence.next(*share);
+            self.batch.tokens.extend(tokens.iter().enumerate().map(|(j, token)| BatchToken {
+                token: *token,
+                seq: SeqId(i as u32),
+                pos: Pos((start + j) as u32),
+                output: (to_the_end && j + 1 == *share).then_some(Output::Logits),
+            }));
+            if to_the_end {
+                self.rows.push(i);
+            }
+        }
+    }
+
+    /// Counts what was computed and remembers states where a sequence asks for it.
+    fn advance(&mut self) {
+        for i in 0..self.slots.len() {
+            let share = self.shares[i];
+            let Some(sequence) = self.slots[i].running.as_mut().filter(|_| share > 0) else { continue };
+            if !sequence.advance(share) {
+                continue;
+            }
+            let (n_tokens, prompt) = (sequence.computed().len(), sequence.prompt().clone());
+            if n_tokens >= self.too_long || self.remembered.touch(&prompt[..n_tokens]) {
+                continue;
+            }
+            match self.engine.checkpoint(SeqId(i as u32)) {
+                Ok(checkpoint) => {
+                    let (bytes, within) = (checkpoint.bytes, checkpoint.within.map(|seq| seq.0 as usize));
+                    let state = prefix::State { tokens: prompt, len: n_tokens, bytes, within, state: checkpoint };
+                    if !self.remembered.insert(state) {
+                        tracing::debug!(model = self.setup.model, n_tokens, bytes, "a state is too large to remember");
+                        self.too_long = n_tokens;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(model = self.setup.model, %error, "the state of a sequence was not remembered")
+                }
+            }
+        }
+    }
+
+    /// A token for every sequence that has logits.
+    fn sample(&mut self) {
+        let now = Instant::now();
+        for (row, i) in self.rows.iter().enumerate() {
+            let Some(sequence) = &mut self.slots[*i].running else { continue };
+            let first = sequence.generated() == 0;
+            let result = sequence.sample(self.outputs.row_mut(row), now);
+            if result.is_ok() && sequence.generated() > 0 {
+                self.setup.metrics.generated_tokens.inc();
+            }
+            if first && let Some(time) = sequence.time_to_first_token() {
+                self.setup.metrics.first_token_seconds.observe(time.as_secs_f64());
+            }
+            let (event, label) = match result {
+                Ok(None) => continue,
+                Ok(Some(reason)) => {
+                    let label = match reason {
+                        DoneReason::Stop => "stop",
+                        DoneReason::Length => "length",
+                    };
+                    (Event::Done { reason, stats: sequence.stats() }, label)
+                }
+                Err(error) => (Event::Failed(error), "failed"),
+            };
+            let Some(sequence) = self.slots[*i].running.take() else { continue };
+            self.setup.metrics.requests.get_or_create(&EndLabel { reason: label }).inc();
+            log_end(&self.setup.model, &sequence, label);
+            self.clock += 1;
+            self.slots[*i].used = self.clock;
+            let (mut client, past) = sequence.end();
+            self.slots[*i].past = past;
+            client.send(event);
+            if client.flush() == Readiness::Slow {
+                self.leaving.push(client);
+            }
+        }
+    }
+
+    /// The state of everyone who took part is lost.
+    fn step_failed(&mut self, error: crate::engine::Error) {
+        let aborted = matches!(error, crate::engine::Error::Aborted);
+        let ending = self.setup.control.ending() == End::Now;
+        let error = Error::Step { model: self.setup.model.clone(), source: Arc::new(error) };
+        if !aborted {
+            tracing::error!(model = self.setup.model, %error, "a step failed");
+        }
+        for (i, (slot, share)) in self.slots.iter_mut().zip(&self.shares).enumerate() {
+            if *share == 0 {
+                continue;
+            }
+            self.remembered.forget(i, 0);
+            self.engine.release(SeqId(i as u32));
+            let Some(sequence) = &mut slot.running else { continue };
+            if aborted {
+                // Its client left, or everything ends: the loop sees to it. Otherwise it is computed again.
+                sequence.restart();
+                continue;
+            }
+            let Some(sequence) = slot.running.take() else { continue };
+            self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
+            log_end(&self.setup.model, &sequence, "failed");
+            let mut client = sequence.end().0;
+            client.send(Event::Failed(error.clone()));
+            if client.flush() == Readiness::Slow {
+                self.leaving.push(client);
+            }
+        }
+        if aborted && !ending {
+            tracing::debug!(model = self.setup.model, "a step was given up");
+        }
+    }
+}
+
+/// One line per request that a person can read.
+fn log_end(model: &str, sequence: &Sequence, end: &str) {
+    let stats = sequence.stats();
+    let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { (tokens as f64 / seconds).round() } else { 0.0 };
+    let computed = stats.prompt_tokens - stats.cached_tokens;
+    tracing::info!(
+        model,
+        request = sequence.id,
+        prompt_tokens = stats.prompt_tokens,
+        cached_tokens = stats.cached_tokens,
+        generated_tokens = stats.generated_tokens,
+        queued_ms = stats.queued.as_millis() as u64,
+        first_token_ms = sequence.time_to_first_token().map_or(0, |t| t.as_millis() as u64),
+        prefill_tok_s = rate(computed, stats.prefill.as_secs_f64()),
+        decode_tok_s = rate(stats.generated_tokens.saturating_sub(1), stats.decode.as_secs_f64()),
+        "{end}"
+    );
+}
