@@ -2,8 +2,10 @@
 //!
 //! Tier T0 needs Rust and a C compiler; tests behind feature `llama` are T1 and run both the engine and the tiny checkpoints.
 
+mod api;
 mod chat;
 mod layers;
+mod support;
 
 #[cfg(feature = "llama")]
 mod gguf_vs_ggml;
