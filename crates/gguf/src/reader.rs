@@ -212,7 +212,8 @@ fn array(cursor: &mut Cursor, depth: usize) -> Parsed<Array> {
     })
 }
 
-/// Copies all strings into one text, then checks the text as a whole: one pass instead of one call for each of 129 280 short strings.
+/// Copies all strings into one text, then checks the text as a whole: one pass instead of a call for each of 129 280 short
+/// strings.
 fn strings(cursor: &mut Cursor, count: usize) -> Parsed<Strings> {
     let start = cursor.at;
     let mut text = Vec::new();

@@ -14,22 +14,37 @@ pub(super) fn doubled(code: u8) -> i8 {
     if code & 8 != 0 { -value } else { value }
 }
 
-/// The code whose doubled value times `half_scale` is nearest to `value`; between two the smaller magnitude; never code 8.
+/// For each value the code whose doubled value times `half_scale` is nearest to it; between two the smaller magnitude;
+/// never code 8.
 ///
-/// ggml measures the distance to all sixteen and takes the first least one. Counting the midpoints below the magnitude gives
-/// the same code, because a midpoint times a scale of few bits is exact, and because a distance is a difference of two
+/// ggml measures the distance to all sixteen and takes the first least one. Counting the midpoints below the magnitude
+/// gives the same code, because a midpoint times a scale of few bits is exact, and because a distance is a difference of two
 /// numbers within a factor of two wherever rounding could turn it into a tie. That needs `half_scale` > 0 and a magnitude
 /// up to 2^20 * `half_scale`; see [`nearest_of_all`] for the rest.
 #[inline]
-pub(super) fn nearest(value: f32, half_scale: f32) -> u8 {
+pub(super) fn nearest<const N: usize>(values: &[f32; N], half_scale: f32) -> [u8; N] {
     const MIDPOINTS: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
-    let magnitude = value.abs();
-    let mut code = 0u32;
-    for midpoint in MIDPOINTS {
-        code += u32::from(magnitude > midpoint * half_scale);
+    let mut codes = [0u32; N];
+    // Midpoints outside, values inside: the inner loop is one compare and one subtraction for each vector of values.
+    for midpoint in MIDPOINTS.map(|midpoint| midpoint * half_scale) {
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code += u32::from(value.abs() > midpoint);
+        }
     }
-    let sign = (value.to_bits() >> 28) & 8;
-    (code | if code == 0 { 0 } else { sign }) as u8
+    for (code, value) in codes.iter_mut().zip(values) {
+        let sign = (value.to_bits() >> 28) & 8;
+        *code |= if *code == 0 { 0 } else { sign };
+    }
+    codes.map(|code| code as u8)
+}
+
+/// Two codes in a byte: those of the first half of the group in the low nibbles, of the second half in the high ones.
+#[inline]
+pub(super) fn pack(codes: &[u8], out: &mut [u8]) {
+    let (low, high) = codes.split_at(codes.len() / 2);
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+        *out = low | high << 4;
+    }
 }
 
 /// ggml's search, for magnitudes so far out that all distances round to the same number (then code 0 wins).
@@ -64,7 +79,7 @@ mod tests {
             let neighbours = near.flat_map(|value| [value.next_down(), value, value.next_up()]);
             let far = [100.0, 1e4, 1e6].map(|factor| factor * half_scale);
             for value in neighbours.chain(far).flat_map(|value| [value, -value]) {
-                let (fast, slow) = (nearest(value, half_scale), nearest_of_all(value, half_scale));
+                let ([fast], slow) = (nearest(&[value], half_scale), nearest_of_all(value, half_scale));
                 assert_eq!(fast, slow, "{value:?} at half scale {half_scale:?}");
             }
         }
@@ -72,8 +87,7 @@ mod tests {
 
     #[test]
     fn nan_is_code_zero() {
-        assert_eq!(nearest(f32::NAN, 1.0), 0);
-        assert_eq!(nearest(-f32::NAN, 1.0), 0);
+        assert_eq!(nearest(&[f32::NAN, -f32::NAN], 1.0), [0, 0]);
         assert_eq!(nearest_of_all(f32::NAN, 1.0), 0);
     }
 }

@@ -21,11 +21,7 @@ pub fn encode(values: &[f32], out: &mut [u8]) {
         let exponent = exponent(largest(values, Nan::Skipped));
         let half_scale = half_scale(exponent);
         block[0] = exponent;
-        for (at, codes) in block[1..].iter_mut().enumerate() {
-            let low = e2m1::nearest(values[at], half_scale);
-            let high = e2m1::nearest(values[at + ELEMENTS / 2], half_scale);
-            *codes = low | high << 4;
-        }
+        e2m1::pack(&e2m1::nearest(values, half_scale), &mut block[1..]);
     }
 }
 

@@ -29,10 +29,11 @@ pub fn encode(values: &[f32], out: &mut [u8]) {
             let half_scale = HALF_SCALES[usize::from(*scale)];
             // Without a scale every distance is the same, and far beyond the largest scale too: see `e2m1::nearest`.
             let ordinary = half_scale > 0.0 && amax < 1e6;
-            let nearest = if ordinary { e2m1::nearest } else { e2m1::nearest_of_all };
-            for (at, codes) in codes.iter_mut().enumerate() {
-                *codes = nearest(values[at], half_scale) | nearest(values[at + GROUP / 2], half_scale) << 4;
-            }
+            let all = match ordinary {
+                true => e2m1::nearest(values, half_scale),
+                false => values.map(|value| e2m1::nearest_of_all(value, half_scale)),
+            };
+            e2m1::pack(&all, codes);
         }
     }
 }

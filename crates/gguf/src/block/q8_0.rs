@@ -35,11 +35,18 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `f32::round` for magnitudes up to 2^22, without a library call: the largest number below one half is added towards
-/// the outside, then the fraction is cut off. Adding 0.5 itself would carry 0.49999997 to 1.
+/// `f32::round` for magnitudes up to 2^22, as vector arithmetic: a cast from `f32` checks for overflow and does not
+/// vectorise, `f32::round` is a library call without SSE4.1. Adding 2^23 leaves no bits for a fraction, so the sum is rounded (ties
+/// to even) and the low bits of its mantissa are the integer; ties that went down are then raised.
 #[inline]
 fn round(value: f32) -> i32 {
-    (value + f32::from_bits(0x3EFF_FFFF).copysign(value)) as i32
+    const NO_FRACTION: f32 = 8_388_608.0; // 2^23
+    let magnitude = value.abs();
+    let shifted = magnitude + NO_FRACTION;
+    let went_down = magnitude - (shifted - NO_FRACTION) == 0.5;
+    let rounded = (shifted.to_bits() & 0x007F_FFFF) as i32 + i32::from(went_down);
+    let sign = value.to_bits() as i32 >> 31; // 0 or -1
+    (rounded ^ sign) - sign
 }
 
 #[cfg(test)]
