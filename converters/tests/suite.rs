@@ -1,0 +1,8 @@
+//! Whole conversions of small checkpoints, on disk.
+
+mod bad_input;
+mod lossy;
+mod resume;
+mod round_trip;
+mod sizes;
+mod support;
