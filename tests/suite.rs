@@ -6,6 +6,7 @@ mod api;
 mod chat;
 mod layers;
 mod support;
+mod tokens;
 
 #[cfg(feature = "llama")]
 mod gguf_vs_ggml;

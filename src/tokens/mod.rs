@@ -45,3 +45,6 @@ pub enum Error {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,9 +45,13 @@ impl Stream {
             self.finish(out);
             return Some(Ended::EndToken);
         }
-        let Stream { tokenizer, bytes, held, .. } = self;
-        bytes.extend_from_slice(tokenizer.piece(token));
-        take_characters(bytes, held);
+        self.bytes.extend_from_slice(self.tokenizer.piece(token));
+        self.take_text(out)
+    }
+
+    /// Appends what became certain with the bytes that were added.
+    fn take_text(&mut self, out: &mut String) -> Option<Ended> {
+        take_characters(&mut self.bytes, &mut self.held);
         if let Some((start, stop)) = self.find_stop() {
             out.push_str(&self.held[..start]);
             self.held.clear();
@@ -58,6 +62,13 @@ impl Stream {
         out.push_str(&self.held[..keep]);
         self.held.drain(..keep);
         None
+    }
+
+    /// As [`Stream::push`] of a token with these bytes.
+    #[cfg(test)]
+    pub(super) fn push_bytes(&mut self, bytes: &[u8], out: &mut String) -> Option<Ended> {
+        self.bytes.extend_from_slice(bytes);
+        self.take_text(out)
     }
 
     /// The answer was cut off: gives out what was held back, an unfinished character as U+FFFD.
