@@ -74,8 +74,7 @@ impl File {
         File::from_shards(shards)
     }
 
-    /// Opens a model whose files are known, for stores that name files by their content. Several paths are all shards, in
-    /// order; a single one is opened as it is, without looking for others.
+    /// Opens a model whose files are known, for stores that name files by their content: all shards, in order.
     ///
     /// # Errors
     /// As [`File::open`].
@@ -178,9 +177,12 @@ impl File {
             return Err(Error::NoFiles);
         }
         let count = opened.len() as u64;
-        for (number, shard) in opened.iter().enumerate().filter(|_| count > 1) {
-            shard.expect_key(split::NO, number as u64)?;
-            shard.expect_key(split::COUNT, count)?;
+        for (number, shard) in opened.iter().enumerate() {
+            // A file that stands alone needs neither key, but must not be a part of something larger.
+            if count > 1 || shard.split_count()? > 1 {
+                shard.expect_key(split::COUNT, count)?;
+                shard.expect_key(split::NO, number as u64)?;
+            }
         }
         let mut file = File {
             version: 0,
