@@ -2,6 +2,7 @@
 //! root package (`tests/gguf_vs_ggml.rs`).
 
 mod allocation;
+mod document;
 mod hostile;
 mod published_crate;
 mod raw;
