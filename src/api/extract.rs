@@ -10,6 +10,8 @@ use super::{AppState, Error};
 use go::Go;
 
 mod go;
+#[cfg(test)]
+mod tests;
 
 /// A request's JSON body.
 pub struct Body<T>(pub T);
