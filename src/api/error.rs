@@ -43,8 +43,6 @@ pub enum Error {
     /// A path where only a model name may stand.
     #[error("paths are accepted only on this machine, with the header `Sec-Fathom-Local: 1`")]
     PathNotAllowed,
-    #[error("`{path}` is not a GGUF file: {reason}")]
-    NotGguf { path: String, reason: String },
 
     // What a model cannot do.
     #[error("\"{0}\" does not support thinking")]
@@ -151,7 +149,6 @@ impl Error {
             | Error::InvalidName
             | Error::LocalAndCloud(_)
             | Error::InvalidRole { .. }
-            | Error::NotGguf { .. }
             | Error::NoThinking(_)
             | Error::NoCompletion { .. }
             | Error::Missing { .. }
@@ -218,6 +215,7 @@ impl From<CreateError> for Error {
             CreateError::NoBlob(_)
             | CreateError::SeveralModels { .. }
             | CreateError::Shards(_)
+            | CreateError::ShardsMissing { .. }
             | CreateError::BadPath { .. }
             | CreateError::UnknownPath(_)
             | CreateError::NoConverter(_)
@@ -229,7 +227,7 @@ impl From<CreateError> for Error {
 
 fn store_status(error: &store::Error) -> StatusCode {
     match error {
-        store::Error::NotFound(_) => StatusCode::NOT_FOUND,
+        store::Error::NotFound(_) | store::Error::NoFile(_) => StatusCode::NOT_FOUND,
         store::Error::DigestMismatch { .. } | store::Error::NoBlob(_) => StatusCode::BAD_REQUEST,
         store::Error::BrokenManifest { .. }
         | store::Error::MissingBlob { .. }

@@ -57,15 +57,17 @@ pub(super) fn gguf_layers(
         let path = store.blob_path(digest);
         let size = store.blob_size(digest).ok_or(Error::NoBlob(*digest))?;
         tell(events, Event::ParsingGguf)?;
-        if split_count(&path) > 1 {
-            shards.push((name.clone(), path));
+        let file = File::open_shards(&[&path]).map_err(|source| Error::NotGguf { file: name.clone(), source })?;
+        if let Some(split) = Split::of(&file) {
+            shards.push((split, path));
             continue;
         }
-        let file = File::open_shards(&[&path]).map_err(|source| Error::NotGguf { file: name.clone(), source })?;
         layers.push(Layer::new(kind_of(&Header::read(&file), expected), *digest, size));
     }
-    if !shards.is_empty() {
-        // The order is in the names: `-00001-of-00003`.
+    if let Some((Split { count, .. }, _)) = shards.first() {
+        if shards.len() as u64 != *count {
+            return Err(Error::ShardsMissing { given: shards.len(), count: *count });
+        }
         shards.sort();
         let paths: Vec<PathBuf> = shards.into_iter().map(|(_, path)| path).collect();
         let file = File::open_shards(&paths).map_err(Error::Shards)?;
@@ -118,7 +120,11 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
     match files.as_slice() {
         [] => None,
         [only] => Some(only.clone()),
-        [first, ..] => (split_count(first) == files.len() as u64).then(|| first.clone()),
+        // All files of one model; opening one of them finds the others.
+        [first, ..] => {
+            let split = Split::of(&File::open_shards(&[first]).ok()?)?;
+            (split.count == files.len() as u64).then(|| first.clone())
+        }
     }
 }
 
@@ -188,13 +194,19 @@ fn kind_of(header: &Header, expected: Kind) -> Kind {
     }
 }
 
-/// How many files the model of this one has; 0 = it cannot be read.
-fn split_count(path: &Path) -> u64 {
-    match File::open_shards(&[path]) {
-        Ok(_) => 1,
-        // One shard of several is refused with what its key says.
-        Err(fathom_gguf::Error::ShardKey { key: "split.count", found, .. }) => found.parse().unwrap_or(0),
-        Err(_) => 0,
+/// The place of a file among the shards of its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Split {
+    number: u64,
+    count: u64,
+}
+
+impl Split {
+    /// `None` = the file is a whole model.
+    fn of(file: &File) -> Option<Split> {
+        let key = |name| file.metadata().u64(name).ok();
+        let count = key("split.count").filter(|count| *count > 1)?;
+        Some(Split { number: key("split.no").unwrap_or(0), count })
     }
 }
 

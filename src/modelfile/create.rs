@@ -96,6 +96,8 @@ pub enum Error {
     SeveralModels { count: usize, files: String },
     #[error("the shards do not belong together: {0}")]
     Shards(fathom_gguf::Error),
+    #[error("{given} shards were given of a model that has {count}")]
+    ShardsMissing { given: usize, count: u64 },
     #[error("`{}` cannot be used: {source}", path.display())]
     BadPath { path: PathBuf, source: fathom_gguf::Error },
     #[error("`{}` is neither a GGUF file nor a directory with a checkpoint", .0.display())]
@@ -171,12 +173,7 @@ fn inherit(store: &Store, name: &Name) -> Result<Parts, Error> {
     };
     let model: Model = store.model(name)?;
     let from = found.name.to_string();
-    let layers = found
-        .manifest
-        .layers
-        .into_iter()
-        .map(|layer| Layer { from: layer.from.or_else(|| Some(from.clone())), ..layer })
-        .collect();
+    let layers = found.manifest.layers.into_iter().map(|layer| Layer { from: Some(from.clone()), ..layer }).collect();
     Ok(Parts { layers, config: model.config })
 }
 

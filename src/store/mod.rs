@@ -57,6 +57,9 @@ pub enum Error {
     DigestMismatch { expected: Digest, found: Digest },
     #[error("blob `{0}` is not in the store")]
     NoBlob(Digest),
+    /// A path given in place of a name leads nowhere.
+    #[error("there is no file `{}`", .0.display())]
+    NoFile(PathBuf),
     #[error("cannot read `{}`: {source}", path.display())]
     Gguf {
         path: PathBuf,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{Digest, Error, Found, Header, Kind, Layer, Manifest, Name, Store};
+use super::{Digest, Error, Found, Header, Kind, Layer, Manifest, Name, Store, absent};
 
 /// Layers that are read into memory are templates, texts and parameters. What is larger than this is none of them.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -243,9 +243,12 @@ impl Model {
     /// replaced, and looks like any other digest to those who shorten and compare it.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Gguf`] when it cannot be read.
+    /// [`Error::NoFile`]; [`Error::Io`] and [`Error::Gguf`] when it cannot be read.
     pub fn from_gguf(path: &Path) -> Result<Model, Error> {
-        let absolute = fs::canonicalize(path).map_err(Error::io("read", path))?;
+        let absolute = match fs::canonicalize(path) {
+            Err(e) if absent(&e) => return Err(Error::NoFile(path.to_path_buf())),
+            found => found.map_err(Error::io("read", path))?,
+        };
         let file =
             fathom_gguf::File::open(&absolute).map_err(|source| Error::Gguf { path: path.to_path_buf(), source })?;
         let header = Arc::new(Header::read(&file));
