@@ -37,6 +37,7 @@ mod stop;
 pub mod table;
 mod verify;
 mod version;
+mod weights;
 mod width;
 
 pub use message::hint;
@@ -56,7 +57,6 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one value of it in the whole program")]
 enum Command {
     /// Start the server
     #[command(visible_alias = "start")]

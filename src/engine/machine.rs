@@ -15,6 +15,16 @@ pub fn available_bytes() -> u64 {
     system.unwrap_or(u64::MAX).min(group.unwrap_or(u64::MAX))
 }
 
+/// Bytes that can be written into `dir`; `u64::MAX` where the system does not tell.
+pub fn free_disk_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).ok().and_then(|stat| stat.f_bavail.checked_mul(stat.f_frsize)).unwrap_or(u64::MAX)
+}
+
+/// Most memory that this process has had resident so far, in bytes.
+pub fn peak_resident_bytes() -> Option<u64> {
+    kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// Threads to compute with: physical cores that this process may use, at most the CPU quota rounded down, at least one.
 pub fn compute_threads() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
@@ -132,7 +142,12 @@ fn has_feature(name: &str) -> bool {
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib_line(meminfo, "MemAvailable:")
+}
+
+/// The bytes of a line `NAME  123 kB`, as several files of `/proc` have it.
+fn kib_line(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

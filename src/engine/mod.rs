@@ -51,6 +51,41 @@ pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress)
     }
 }
 
+/// As [`load`], but nothing is rounded below F32: every weight is expanded (for `llama` in a temporary copy of the file in
+/// `dir`), the cache is F32, and neither flash attention nor repacked weights are used.
+///
+/// # Errors
+/// Those of [`load`], and [`Error::Disk`] or [`Error::Memory`] with the size of the copy.
+#[cfg_attr(not(feature = "llama"), expect(unused_variables, reason = "no engine of this build has weights"))]
+pub fn load_f32(
+    path: &Path,
+    dir: &Path,
+    kind: Kind,
+    settings: &Settings,
+    on_progress: Progress,
+) -> Result<Box<dyn Engine>, Error> {
+    let exact = Settings {
+        kv_type: KvType::F32,
+        flash_attention: FlashAttention::Off,
+        repack: false,
+        use_mmap: true,
+        ..settings.clone()
+    };
+    match plan::resolve(kind, &exact) {
+        #[cfg(feature = "llama")]
+        Kind::Llama => {
+            let source = fathom_gguf::File::open(path)?;
+            let copy = llama::F32Copy::make(&source, dir, &mut |part| on_progress(part * 0.5))?;
+            // The engine maps the copy, which lives as long as the mapping, with or without a name.
+            load(copy.path(), kind, &exact, &mut |part| on_progress(0.5 + part * 0.5))
+        }
+        Kind::Scripted => {
+            Err(Error::Unsupported { engine: "scripted", what: "expand weights: it has none".to_owned() })
+        }
+        _ => Err(Error::NotBuilt { engine: "llama".to_owned() }),
+    }
+}
+
 /// Computes logits for batches of tokens. Lives and dies on one thread.
 pub trait Engine {
     /// Vocabulary, context, memory, and which of the calls below are supported.
@@ -366,6 +401,8 @@ pub enum Error {
     Load { path: PathBuf, reason: String },
     #[error("needs {} of memory, {} are free", machine::human(*needed), machine::human(*available))]
     Memory { needed: u64, available: u64 },
+    #[error("needs {} of disk in `{}`, {} are free", machine::human(*needed), dir.display(), machine::human(*available))]
+    Disk { dir: PathBuf, needed: u64, available: u64 },
     #[error("bad batch: {0}")]
     Batch(String),
     #[error("sequence {} is full: {n_ctx} tokens", seq.0)]

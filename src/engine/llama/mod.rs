@@ -16,6 +16,7 @@ mod check;
 mod plan;
 mod state;
 mod sys;
+mod widen;
 
 use std::io::{Read, Write};
 use std::rc::Rc;
@@ -33,6 +34,7 @@ use crate::ids::{Pos, SeqId};
 
 pub(super) use plan::plan;
 pub use sys::{RowsError, expand_rows, quantize_rows};
+pub use widen::F32Copy;
 
 const NAME: &str = "llama";
 
@@ -58,14 +60,47 @@ pub struct Llama {
 }
 
 /// What we know of one sequence.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Sequence {
     /// Position of the next token.
     next: u32,
-    /// Counts how often tokens were taken away: a position in an older life of the sequence means nothing.
+    /// How often it was released: marks of an earlier life are void.
     life: u64,
+    /// How often it was cut in this life, and which cuts can still make a mark void: those not undercut by a later one.
+    n_cuts: u64,
+    cuts: Vec<Cut>,
     /// A step failed while it computed this sequence.
     broken: bool,
+}
+
+/// Everything from position `to` on was taken away.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    number: u64,
+    to: u32,
+}
+
+impl Sequence {
+    fn cut(&mut self, to: u32) {
+        self.cuts.retain(|cut| cut.to < to);
+        self.cuts.push(Cut { number: self.n_cuts, to });
+        self.n_cuts += 1;
+        self.next = to;
+    }
+
+    /// Whether what stood before `pos` when `mark` was made stands there still.
+    fn holds(&self, mark: &Mark, pos: u32) -> bool {
+        let undercut = |cut: &Cut| cut.number >= mark.n_cuts && cut.to < pos;
+        mark.life == self.life && pos <= self.next && !self.cuts.iter().any(undercut)
+    }
+}
+
+/// A place in a sequence, for caches that can be cut.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    seq: SeqId,
+    life: u64,
+    n_cuts: u64,
 }
 
 /// How a sequence returns to an earlier position.
@@ -83,11 +118,8 @@ enum GoingBack {
 enum Saved {
     /// Nothing was computed yet.
     Empty,
-    /// A position of a sequence in one of its lives; used with [`GoingBack::Cut`].
-    Mark {
-        seq: SeqId,
-        life: u64,
-    },
+    /// With [`GoingBack::Cut`].
+    Mark(Mark),
     State {
         bytes: Vec<u8>,
         fingerprint: [u8; 32],
@@ -169,14 +201,14 @@ impl Llama {
         })
     }
 
-    fn sequence(&self, seq: SeqId) -> Result<Sequence, Error> {
-        self.sequences.get(seq.0 as usize).copied().ok_or_else(|| {
+    fn sequence(&self, seq: SeqId) -> Result<&Sequence, Error> {
+        self.sequences.get(seq.0 as usize).ok_or_else(|| {
             Error::Batch(format!("there is no sequence {}, only {} of them", seq.0, self.info.n_seq_max))
         })
     }
 
     /// A sequence whose state may be used.
-    fn sound(&self, seq: SeqId) -> Result<Sequence, Error> {
+    fn sound(&self, seq: SeqId) -> Result<&Sequence, Error> {
         let sequence = self.sequence(seq)?;
         if sequence.broken {
             return Err(Error::Batch(format!("a step of sequence {} failed: release it first", seq.0)));
@@ -184,12 +216,11 @@ impl Llama {
         Ok(sequence)
     }
 
-    fn empty(&self, seq: SeqId) -> Result<Sequence, Error> {
-        let sequence = self.sound(seq)?;
-        if sequence.next != 0 {
+    fn must_be_empty(&self, seq: SeqId) -> Result<(), Error> {
+        if self.sound(seq)?.next != 0 {
             return Err(Error::Batch(format!("sequence {} is not empty: release it first", seq.0)));
         }
-        Ok(sequence)
+        Ok(())
     }
 
     fn needs(&self, supported: bool, what: &str) -> Result<(), Error> {
@@ -311,6 +342,18 @@ impl Llama {
         Ok(())
     }
 
+    /// Takes away everything from `to` on, which [`GoingBack::Cut`] allows.
+    fn cut(&mut self, seq: SeqId, to: Pos) -> Result<(), Error> {
+        let sequence = &mut self.sequences[seq.0 as usize];
+        if !self.context.remove(seq.0 as i32, to.0 as i32) {
+            sequence.broken = true;
+            return Err(unsupported("cut this model's cache"));
+        }
+        sequence.cut(to.0);
+        sequence.broken = false;
+        Ok(())
+    }
+
     fn save_state(&mut self, seq: SeqId) -> Result<Vec<u8>, Error> {
         self.context.save_state(seq.0 as i32).map_err(Error::State)
     }
@@ -355,21 +398,23 @@ impl Engine for Llama {
     fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error> {
         self.needs(self.info.support.checkpoint, "remember a state of this model")?;
         let sequence = self.sound(seq)?;
-        let saved = match self.going_back {
-            _ if sequence.next == 0 => Saved::Empty,
-            GoingBack::Cut => Saved::Mark { seq, life: sequence.life },
-            _ => Saved::State { bytes: self.save_state(seq)?, fingerprint: self.fingerprint },
+        let pos = Pos(sequence.next);
+        let (saved, bytes, within) = if pos.0 == 0 {
+            (Saved::Empty, 0, None)
+        } else if self.going_back == GoingBack::Cut {
+            (Saved::Mark(Mark { seq, life: sequence.life, n_cuts: sequence.n_cuts }), 0, Some(seq))
+        } else {
+            let state = self.save_state(seq)?;
+            let bytes = state.len();
+            (Saved::State { bytes: state, fingerprint: self.fingerprint }, bytes, None)
         };
-        let bytes = if let Saved::State { bytes, .. } = &saved { bytes.len() } else { 0 };
-        let within = matches!(saved, Saved::Mark { .. }).then_some(seq);
-        Ok(Checkpoint { pos: Pos(sequence.next), bytes, within, state: Arc::new(saved) })
+        Ok(Checkpoint { pos, bytes, within, state: Arc::new(saved) })
     }
 
     fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
         self.needs(self.info.support.checkpoint, "rewind this model")?;
         let sequence = self.sequence(seq)?;
-        let state = Arc::clone(&to.state);
-        match state.downcast_ref::<Saved>() {
+        match to.state.downcast_ref::<Saved>() {
             None => Err(Error::State("it was made by another engine".to_owned())),
             Some(Saved::Empty) => {
                 self.release(seq);
@@ -381,18 +426,11 @@ impl Engine for Llama {
                 }
                 self.load_state(seq, bytes, to.pos)
             }
-            Some(Saved::Mark { seq: from, life }) => {
-                if *from != seq || *life != sequence.life || to.pos.0 > sequence.next {
+            Some(Saved::Mark(mark)) => {
+                if mark.seq != seq || !sequence.holds(mark, to.pos.0) {
                     return Err(Error::State(format!("sequence {} no longer holds what was marked", seq.0)));
                 }
-                if !self.context.remove(seq.0 as i32, to.pos.0 as i32) {
-                    self.sequences[seq.0 as usize].broken = true;
-                    return Err(unsupported("cut this model's cache"));
-                }
-                let sequence = &mut self.sequences[seq.0 as usize];
-                sequence.next = to.pos.0;
-                sequence.broken = false;
-                Ok(())
+                self.cut(seq, to.pos)
             }
         }
     }
@@ -400,38 +438,34 @@ impl Engine for Llama {
     fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error> {
         self.needs(self.info.support.fork, "fork a sequence of this model")?;
         let source = self.sound(from)?;
-        self.empty(to)?;
-        let end = at.map_or(Pos(source.next), |at| at.pos);
-        match at.map(|at| at.state.downcast_ref::<Saved>()) {
-            // A saved state stands for itself.
-            Some(Some(Saved::State { .. } | Saved::Empty) | None) => {
-                return self.rewind(to, at.expect("matched above"));
-            }
-            Some(Some(Saved::Mark { seq, life })) if *seq != from || *life != source.life || end.0 > source.next => {
-                return Err(Error::State(format!("sequence {} no longer holds what was marked", from.0)));
-            }
-            _ => {}
-        }
-        if source.next == 0 {
+        let end = Pos(source.next);
+        self.must_be_empty(to)?;
+        let cut = match at {
+            None => None,
+            Some(at) => match at.state.downcast_ref::<Saved>() {
+                Some(Saved::Mark(mark)) if mark.seq == from && source.holds(mark, at.pos.0) => Some(at.pos),
+                Some(Saved::Mark(_)) => {
+                    return Err(Error::State(format!("sequence {} no longer holds what was marked", from.0)));
+                }
+                // A saved state stands for itself, a foreign one is refused.
+                _ => return self.rewind(to, at),
+            },
+        };
+        if end.0 == 0 {
             return Ok(());
         }
-        let bytes = self.save_state(from)?;
-        self.load_state(to, &bytes, Pos(source.next))?;
-        if end.0 < source.next {
-            if !self.context.remove(to.0 as i32, end.0 as i32) {
-                self.release(to);
-                return Err(unsupported("cut this model's cache"));
-            }
-            self.sequences[to.0 as usize].next = end.0;
+        let state = self.save_state(from)?;
+        self.load_state(to, &state, end)?;
+        match cut {
+            Some(pos) if pos < end => self.cut(to, pos),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn release(&mut self, seq: SeqId) {
         let Some(sequence) = self.sequences.get_mut(seq.0 as usize) else { return };
-        let life = sequence.life + 1;
         let untouched = sequence.next == 0 && !sequence.broken;
-        *sequence = Sequence { life, ..Sequence::default() };
+        *sequence = Sequence { life: sequence.life + 1, ..Sequence::default() };
         if !untouched {
             // Taking a whole sequence away is what every cache can do.
             let removed = self.context.remove(seq.0 as i32, -1);
@@ -441,14 +475,14 @@ impl Engine for Llama {
 
     fn save(&mut self, seq: SeqId, to: &mut dyn Write) -> Result<(), Error> {
         self.needs(self.info.support.save, "save a state of this model")?;
-        let sequence = self.sound(seq)?;
-        let bytes = if sequence.next == 0 { Vec::new() } else { self.save_state(seq)? };
-        state::write(to, &self.fingerprint, Pos(sequence.next), &bytes)
+        let next = Pos(self.sound(seq)?.next);
+        let bytes = if next.0 == 0 { Vec::new() } else { self.save_state(seq)? };
+        state::write(to, &self.fingerprint, next, &bytes)
     }
 
     fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
         self.needs(self.info.support.save, "restore a state of this model")?;
-        self.empty(seq)?;
+        self.must_be_empty(seq)?;
         let (next, bytes) = state::read(from, &self.fingerprint, self.info.n_ctx, self.info.memory.kv)?;
         if next.0 > 0 {
             self.load_state(seq, &bytes, next)?;
