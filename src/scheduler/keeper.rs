@@ -25,6 +25,10 @@ use crate::tokens::Tokenizer;
 /// Requests that a worker has not looked at yet; it looks between steps. More wait on the client's side of the channel.
 const JOBS: usize = 64;
 
+/// Remembered states get at most half of the memory that a model leaves, but always this much: a few conversations of a small
+/// model, or one short one of a large model.
+const LEAST_PREFIX_BYTES: usize = 64 << 20;
+
 /// Answer to a request for a model.
 pub(super) type Reply = oneshot::Sender<Result<(Arc<Ready>, Hold), Error>>;
 
@@ -58,6 +62,8 @@ pub(super) struct Ready {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) jobs: mpsc::Sender<super::sequence::Job>,
     pub(super) control: Arc<Control>,
+    /// Weights that stand in the page cache, which the system counts as free.
+    pub(super) mapped_bytes: u64,
 }
 
 /// Keeps a model loaded; dropping it says that one request has ended.
@@ -77,8 +83,6 @@ struct Model {
     control: Arc<Control>,
     thread: JoinHandle<()>,
     ready: Option<Arc<Ready>>,
-    /// Weights that stand in the page cache, which the system counts as free.
-    mapped_bytes: u64,
 }
 
 pub(super) struct Keeper {
@@ -135,8 +139,13 @@ impl Keeper {
                 self.cut_at = None;
                 self.models.values().for_each(|model| model.control.end(End::Now));
             }
-            for action in self.residency.actions() {
-                self.act(now, action);
+            // Doing one thing may decide another.
+            loop {
+                let actions = self.residency.actions();
+                if actions.is_empty() {
+                    break;
+                }
+                actions.into_iter().for_each(|action| self.act(now, action));
             }
             self.metrics.waiting_for_load.set(self.residency.waiting() as i64);
             if !self.done.is_empty() && self.residency.is_empty() {
@@ -166,9 +175,6 @@ impl Keeper {
                     bytes: ready.info.memory.total(),
                 };
                 if let Some(model) = self.models.get_mut(&id) {
-                    if ready.spec.settings.use_mmap {
-                        model.mapped_bytes = ready.info.memory.weights;
-                    }
                     model.ready = Some(Arc::from(ready));
                     self.metrics.models_loaded.inc();
                 }
@@ -231,11 +237,10 @@ impl Keeper {
     fn load(&mut self, now: Instant, id: ModelId, spec: Arc<ModelSpec>, options: &LoadOptions) {
         let settings = options.apply(&spec.settings);
         let control = Arc::new(Control::new(settings.abort.clone()));
+        let ready = self.models.values().filter_map(|model| model.ready.as_ref());
         let available = match self.settings.memory_bytes {
-            Some(all) => all.saturating_sub(
-                self.models.values().filter_map(|m| m.ready.as_ref()).map(|r| r.info.memory.total()).sum(),
-            ),
-            None => machine::available_bytes().saturating_sub(self.models.values().map(|m| m.mapped_bytes).sum()),
+            Some(all) => all.saturating_sub(ready.map(|r| r.info.memory.total()).sum()),
+            None => machine::available_bytes().saturating_sub(ready.map(|r| r.mapped_bytes).sum()),
         };
         let thread = Thread {
             id,
@@ -252,7 +257,7 @@ impl Keeper {
         // Linux shows 15 bytes of a thread's name.
         let name = format!("engine {}", spec.name);
         match thread::Builder::new().name(name).spawn(move || thread.run()) {
-            Ok(thread) => drop(self.models.insert(id, Model { control, thread, ready: None, mapped_bytes: 0 })),
+            Ok(thread) => drop(self.models.insert(id, Model { control, thread, ready: None })),
             Err(error) => {
                 let source = Arc::new(engine::Error::Io(error));
                 self.residency.load_failed(now, id, Error::Load { model: spec.name.clone(), source }, None);
@@ -288,6 +293,14 @@ impl Keeper {
     }
 }
 
+/// What loading made.
+struct Parts {
+    engine: Box<dyn Engine>,
+    tokenizer: Arc<Tokenizer>,
+    mapped_bytes: u64,
+    prefix_bytes: usize,
+}
+
 /// Why a model is not loaded, and how much memory was missing if that was why.
 struct LoadFailure {
     error: Error,
@@ -313,9 +326,9 @@ impl Thread {
         self.control.adopt();
         let begun = Instant::now();
         let message = match catch_unwind(AssertUnwindSafe(|| self.load())) {
-            Ok(Ok((engine, tokenizer))) => {
+            Ok(Ok(parts)) => {
                 self.metrics.load_seconds.observe(begun.elapsed().as_secs_f64());
-                self.serve(engine, tokenizer, begun.elapsed());
+                self.serve(parts, begun.elapsed());
                 Message::Gone(self.id)
             }
             Ok(Err(LoadFailure { error, shortage })) => {
@@ -330,7 +343,7 @@ impl Thread {
         let _ = self.outbox.send(message);
     }
 
-    fn load(&self) -> Result<(Box<dyn Engine>, Arc<Tokenizer>), LoadFailure> {
+    fn load(&self) -> Result<Parts, LoadFailure> {
         let failed = |source: engine::Error| {
             let shortage = match source {
                 engine::Error::Memory { needed, available } => Some(Shortage { needed, available }),
@@ -341,6 +354,9 @@ impl Thread {
         let loader = &self.spec.loader;
         let plan = loader.plan(&self.settings, self.available).map_err(failed)?;
         let settings = plan.apply(&self.settings);
+        // A repacked weight is a copy; it does not stand in the page cache.
+        let mapped = settings.use_mmap && !settings.repack;
+        let spare = usize::try_from(self.available.saturating_sub(plan.memory.total())).unwrap_or(usize::MAX);
         let mut on_progress = |_: f32| self.control.ending() == End::NotYet;
         thread::scope(|scope| {
             // Reading the vocabulary takes as long as mapping the weights: both at once.
@@ -351,14 +367,20 @@ impl Thread {
                 shortage: None,
             };
             match tokenizer.join() {
-                Ok(Ok(tokenizer)) => Ok((engine, tokenizer)),
+                Ok(Ok(tokenizer)) => Ok(Parts {
+                    mapped_bytes: if mapped { engine.info().memory.weights } else { 0 },
+                    prefix_bytes: self.prefix_bytes.min((spare / 2).max(LEAST_PREFIX_BYTES)),
+                    engine,
+                    tokenizer,
+                }),
                 Ok(Err(error)) => Err(unreadable(error.to_string())),
                 Err(panic) => Err(unreadable(words(&*panic).to_owned())),
             }
         })
     }
 
-    fn serve(&self, engine: Box<dyn Engine>, tokenizer: Arc<Tokenizer>, took: Duration) {
+    fn serve(&self, parts: Parts, took: Duration) {
+        let Parts { engine, tokenizer, mapped_bytes, prefix_bytes } = parts;
         let info = Arc::new(engine.info().clone());
         let (sender, jobs) = mpsc::channel(JOBS);
         tracing::info!(
@@ -370,14 +392,21 @@ impl Thread {
             seconds = took.as_secs_f64(),
             "loaded"
         );
-        let ready = Ready { spec: self.spec.clone(), info, tokenizer, jobs: sender, control: self.control.clone() };
+        let ready = Ready {
+            spec: self.spec.clone(),
+            info,
+            tokenizer,
+            jobs: sender,
+            control: self.control.clone(),
+            mapped_bytes,
+        };
         let _ = self.outbox.send(Message::Loaded(self.id, Box::new(ready)));
         let setup = Setup {
             model: self.spec.name.clone(),
             jobs,
             control: self.control.clone(),
             metrics: self.metrics.clone(),
-            prefix_bytes: self.prefix_bytes,
+            prefix_bytes,
             prefill_quantum: self.prefill_quantum,
         };
         let mut worker = Worker::new(engine, setup);

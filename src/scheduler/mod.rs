@@ -50,7 +50,7 @@ pub struct Settings {
     pub max_queue: usize,
     /// Memory for all models together; `None` = what the machine has free.
     pub memory_bytes: Option<u64>,
-    /// Memory for the prefix checkpoints of one model.
+    /// Most memory for the prefix checkpoints of one model; less when memory is short. 0 = none are kept.
     pub prefix_bytes: usize,
     /// Most prefill tokens of one step while another sequence decodes, so that a long prompt does not stall running answers.
     pub prefill_quantum: usize,
@@ -236,10 +236,9 @@ impl Lease {
             arrived: Instant::now(),
         };
         let control = ready.control.clone();
-        let stopped = |_| Error::Stopped { model: ready.spec.name.clone(), reason: "it was unloaded".to_owned() };
         // Made before the job is sent: dropping this future must count as leaving.
-        let stream = EventStream { events, control, id };
-        ready.jobs.send(job).await.map_err(stopped)?;
+        let stream = EventStream { events, control, id, model: ready.spec.clone(), ended: false };
+        ready.jobs.send(job).await.map_err(|_| stopped(&ready.spec))?;
         ready.control.wake();
         Ok(stream)
     }
@@ -250,16 +249,29 @@ pub struct EventStream {
     events: mpsc::Receiver<Event>,
     control: Arc<Control>,
     id: u64,
+    model: Arc<ModelSpec>,
+    ended: bool,
 }
 
 impl EventStream {
-    /// The next event; `None` after the last. Safe to drop while it waits: no event is lost.
+    /// The next event; `None` after the last, which is [`Event::Done`] or [`Event::Failed`]. Safe to drop while it waits: no event
+    /// is lost.
     pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
         let event = self.events.recv().await;
         // The sequence may have paused for want of room.
         self.control.wake();
-        event
+        // Whoever should have said a last word is gone: the engine crashed, or all was cut.
+        let event = event.unwrap_or_else(|| Event::Failed(stopped(&self.model)));
+        self.ended = matches!(event, Event::Done { .. } | Event::Failed(_));
+        Some(event)
     }
+}
+
+fn stopped(model: &ModelSpec) -> Error {
+    Error::Stopped { model: model.name.clone(), reason: "it ended before the request did".to_owned() }
 }
 
 impl Drop for EventStream {

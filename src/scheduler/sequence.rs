@@ -233,13 +233,16 @@ impl Sequence {
     }
 }
 
-/// Where to remember states of a prompt: where the request says and one token before its end (with the last token still to
-/// compute, so that the same prompt can be asked again). Descending: the next one is last.
+/// Where to remember states of a prompt: where the request says, and one token before its end (with the last token still to
+/// compute, so that the same prompt can be asked again) unless a hint is almost there. Descending: the next one is last.
 fn cuts(hints: &[usize], n_prompt: usize, reused: usize) -> Vec<usize> {
     let end = n_prompt - 1;
-    let mut at: Vec<usize> = hints.iter().copied().filter(|cut| *cut < end).chain([end]).collect();
+    let mut at: Vec<usize> = hints.iter().copied().filter(|cut| *cut <= end).collect();
     at.sort_unstable_by(|a, b| b.cmp(a));
-    at.dedup_by(|earlier, later| *later - *earlier < CUT_DISTANCE);
+    if at.first().is_none_or(|last| end - last >= CUT_DISTANCE) {
+        at.insert(0, end);
+    }
+    at.dedup_by(|next, kept| *kept - *next < CUT_DISTANCE);
     at.retain(|cut| *cut > reused && *cut >= CUT_DISTANCE);
     at.truncate(MOST_CUTS);
     at
@@ -250,9 +253,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_remembered_at_the_hints_and_before_the_last_token() {
+    fn states_are_remembered_at_the_hints_and_near_the_end() {
         assert_eq!(cuts(&[40, 500, 100], 300, 0), [299, 100, 40], "beyond the end is nothing");
-        assert_eq!(cuts(&[100, 290], 300, 0), [299, 100], "too near to the end");
+        assert_eq!(cuts(&[100, 290], 300, 0), [290, 100], "near enough to the end");
+        assert_eq!(cuts(&[90, 100], 300, 0), [299, 100], "too near to each other");
         assert_eq!(cuts(&[40, 100], 300, 100), [299], "known already");
         assert_eq!(cuts(&[2], 10, 0), [0; 0], "too short to matter");
         assert_eq!(cuts(&[], 1, 0), [0; 0]);

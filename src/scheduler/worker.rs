@@ -30,6 +30,13 @@ pub(super) struct Setup {
     pub(super) prefill_quantum: usize,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Gauged {
+    running: usize,
+    waiting: usize,
+    prefix_bytes: usize,
+}
+
 /// One sequence of the engine.
 #[derive(Default)]
 struct Slot {
@@ -72,6 +79,8 @@ pub(super) struct Worker {
     too_long: usize,
     planner: Planner,
     clock: u64,
+    /// What this worker adds to the gauges now; they are sums over all models.
+    gauged: Gauged,
     /// Reused from step to step.
     wants: Vec<Want>,
     shares: Vec<usize>,
@@ -96,6 +105,7 @@ impl Worker {
             leaving: Vec::new(),
             planner,
             clock: 0,
+            gauged: Gauged::default(),
             wants: Vec::new(),
             shares: Vec::new(),
             batch: Batch::default(),
@@ -122,8 +132,9 @@ impl Worker {
         }
     }
 
-    /// Everything that is not finished ends with `error`.
+    /// Everything that is not finished ends with `error`. Nothing is taken after this.
     pub(super) fn fail_all(&mut self, error: &Error) {
+        self.setup.jobs.close();
         self.take_jobs();
         let running = self.slots.iter_mut().filter_map(|slot| slot.running.take()).map(|sequence| sequence.end().0);
         for mut client in running.chain(self.waiting.drain(..).map(|job| job.client)) {
@@ -131,7 +142,6 @@ impl Worker {
             self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
         }
         self.leaving.clear();
-        self.count();
     }
 
     fn is_idle(&self) -> bool {
@@ -144,11 +154,17 @@ impl Worker {
         }
     }
 
-    fn count(&self) {
+    fn count(&mut self) {
         let running = self.slots.iter().filter(|s| s.running.is_some()).count();
-        self.setup.metrics.running.set(running as i64);
-        self.setup.metrics.waiting_for_slot.set(self.waiting.len() as i64);
-        self.setup.metrics.prefix_bytes.set(self.remembered.bytes() as i64);
+        self.gauge(Gauged { running, waiting: self.waiting.len(), prefix_bytes: self.remembered.bytes() });
+    }
+
+    fn gauge(&mut self, now: Gauged) {
+        let (before, metrics) = (std::mem::replace(&mut self.gauged, now), &self.setup.metrics);
+        let change = |before: usize, now: usize| now as i64 - before as i64;
+        metrics.running.inc_by(change(before.running, now.running));
+        metrics.waiting_for_slot.inc_by(change(before.waiting, now.waiting));
+        metrics.prefix_bytes.inc_by(change(before.prefix_bytes, now.prefix_bytes));
     }
 
     /// Sends what slow readers have made room for; drops the requests of clients that left.
@@ -172,6 +188,9 @@ impl Worker {
     /// Gives free sequences to waiting requests, in their order.
     fn admit(&mut self) {
         while let Some(job) = self.waiting.front() {
+            if self.slots.iter().all(|slot| slot.running.is_some()) {
+                return;
+            }
             let pasts: Vec<Past> = self.slots.iter().map(Slot::past).collect();
             let can_fork = self.engine.info().support.fork;
             let Some(start) = prefix::choose(&job.prompt, &pasts, &self.remembered, can_fork) else { return };
@@ -397,6 +416,12 @@ impl Worker {
         if aborted && !ending {
             tracing::debug!(model = self.setup.model, "a step was given up");
         }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.gauge(Gauged::default());
     }
 }
 

@@ -203,11 +203,12 @@ async fn soak(seconds: f64, script: Script) {
     }
     assert!(finished > 0 && left > 0, "{finished} finished, {left} left");
     idle(&scheduler).await;
-    assert_eq!(metrics.running.get() + metrics.waiting_for_slot.get(), 0);
     assert!(metrics.prefix_bytes.get() <= 40_000);
     let forgetful = script.forgetful;
     assert!(forgetful || metrics.prefix_hits.get() > 0);
     scheduler.shutdown(SOON).await;
+    let gauges = [&metrics.running, &metrics.waiting_for_slot, &metrics.prefix_bytes, &metrics.models_loaded];
+    assert_eq!(gauges.map(|gauge| gauge.get()), [0; 4]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -178,11 +178,24 @@ async fn a_failed_step_fails_those_who_took_part_and_nobody_after_them() {
 #[tokio::test]
 async fn a_panic_ends_the_model_and_not_the_program() {
     let scheduler = scheduler();
-    let spec = spec("a", Script { panic_at_step: Some(3), n_seq_max: Some(1), ..hash() });
-    let streams = [1, 2].map(|seed| ask(&scheduler, &spec, generate(&prompt(seed, 10), seeded(seed), 50)));
-    for heard in futures_util::future::join_all(streams).await {
-        assert_eq!(heard.error(), "the engine of `a` stopped: the script panics at step 3");
-    }
+    let spec = spec("a", Script { panic_at_step: Some(99), step_delay_us: 1000, ..hash() });
+    let (options, keep) = (LoadOptions::default(), KeepAlive::Unset);
+    let leases = [
+        scheduler.acquire(&spec, &options, keep).await.expect("loads"),
+        scheduler.acquire(&spec, &options, keep).await.expect("is loaded"),
+    ];
+    let run = async |seed, lease: Lease| {
+        let limits = Limits { ignore_end_token: true, ..Limits::default() };
+        let request = Generate { limits, ..generate(&prompt(seed, 10), seeded(seed), 0) };
+        match lease.generate(request).await {
+            Ok(stream) => hear(stream).await.error(),
+            Err(error) => error.to_string(),
+        }
+    };
+    let [first, second] = leases;
+    let (first, second) = tokio::join!(run(1, first), run(2, second));
+    assert_eq!(first, "the engine of `a` stopped: the script panics at step 99");
+    assert!(second.starts_with("the engine of `a` stopped: "), "{second}");
     unloaded(&scheduler, "a").await;
     let heard = ask(&scheduler, &spec, generate(&prompt(1, 10), seeded(1), 1)).await;
     assert_eq!(heard.tokens.len(), 1, "loaded again");
