@@ -199,6 +199,7 @@ impl Worker {
                 Ok(()) => start.reused,
                 Err(error) => {
                     tracing::warn!(model = self.setup.model, %error, "a cached prefix could not be used");
+                    self.setup.metrics.prefix_failures.inc();
                     self.release(start.slot);
                     0
                 }

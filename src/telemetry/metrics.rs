@@ -30,6 +30,8 @@ pub struct Metrics {
     pub generated_tokens: Counter,
     /// Requests that found part of their prompt in the prefix cache.
     pub prefix_hits: Counter,
+    /// Cached prefixes that an engine refused to go back to; each was computed again.
+    pub prefix_failures: Counter,
     /// Memory held by checkpoints of the prefix caches.
     pub prefix_bytes: Gauge,
     /// Requests waiting for a model to be loaded.
@@ -65,6 +67,7 @@ impl Metrics {
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
             prefix_hits: Counter::default(),
+            prefix_failures: Counter::default(),
             prefix_bytes: Gauge::default(),
             waiting_for_load: Gauge::default(),
             waiting_for_slot: Gauge::default(),
@@ -82,6 +85,7 @@ impl Metrics {
         r.register("cached_tokens", "Prompt tokens taken from the prefix cache", metrics.cached_tokens.clone());
         r.register("generated_tokens", "Tokens generated", metrics.generated_tokens.clone());
         r.register("prefix_hits", "Requests with a cached prefix", metrics.prefix_hits.clone());
+        r.register("prefix_failures", "Cached prefixes that an engine refused", metrics.prefix_failures.clone());
         r.register("prefix_bytes", "Memory of prefix checkpoints in bytes", metrics.prefix_bytes.clone());
         r.register("waiting_for_load", "Requests waiting for a load", metrics.waiting_for_load.clone());
         r.register("waiting_for_slot", "Requests waiting for a sequence", metrics.waiting_for_slot.clone());

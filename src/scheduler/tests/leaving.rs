@@ -204,6 +204,7 @@ async fn soak(seconds: f64, script: Script) {
     assert!(finished > 0 && left > 0, "{finished} finished, {left} left");
     idle(&scheduler).await;
     assert!(metrics.prefix_bytes.get() <= 40_000);
+    assert_eq!(metrics.prefix_failures.get(), 0, "everything remembered was there");
     let forgetful = script.forgetful;
     assert!(forgetful || metrics.prefix_hits.get() > 0);
     scheduler.shutdown(SOON).await;
