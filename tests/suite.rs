@@ -5,6 +5,7 @@
 mod api;
 mod chat;
 mod layers;
+mod render;
 mod support;
 mod tokens;
 

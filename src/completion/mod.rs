@@ -22,7 +22,7 @@ mod truncate;
 
 pub use event::{Done, Event, Likelihood, TokenLogprob};
 pub use prepare::{Input, Prepared};
-pub use target::{Runtime, Target};
+pub use target::{Runtime, Target, facts};
 pub use truncate::Truncated;
 
 /// What happens to a conversation that does not fit the context.

@@ -32,7 +32,7 @@ impl Target {
     /// # Errors
     /// When the model's prompt format is not known, or it has no weights that an engine here could read.
     pub fn new(model: Model, runtime: &Runtime) -> Result<Target, Error> {
-        let family = Arc::new(family(&model)?);
+        let family = Arc::new(chat::family::for_model(&facts(&model))?);
         let weights =
             model.weights.first().cloned().ok_or_else(|| Error::NoWeights { model: model.source.to_string() })?;
         let spec = ModelSpec {
@@ -58,12 +58,12 @@ impl Target {
     }
 }
 
-/// The prompt format: a RENDERER of the Modelfile goes before the architecture of the weights.
-fn family(model: &Model) -> Result<Family, chat::Error> {
+/// What decides about the prompt format: a RENDERER of the Modelfile goes before the architecture of the weights.
+pub fn facts(model: &Model) -> chat::family::Facts<'_> {
     let header = &model.header;
     let renderer = Some(model.config.renderer.as_str()).filter(|name| !name.is_empty());
     let known = |name: &&str| chat::family::TABLE.iter().any(|(known, _)| known == name);
-    chat::family::for_model(&chat::family::Facts {
+    chat::family::Facts {
         architecture: renderer.filter(known).unwrap_or(&header.architecture),
         chosen: renderer.filter(|name| !known(name)),
         release: header.release.as_deref(),
@@ -71,7 +71,7 @@ fn family(model: &Model) -> Result<Family, chat::Error> {
         go: model.template.as_deref(),
         bos: header.bos.as_deref().unwrap_or_default(),
         eos: header.eos.as_deref().unwrap_or_default(),
-    })
+    }
 }
 
 /// A GGUF file and the engine that is to run it.
