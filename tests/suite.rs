@@ -8,6 +8,7 @@ mod layers;
 mod render;
 mod support;
 mod tokens;
+mod tool_calls;
 
 #[cfg(feature = "llama")]
 mod gguf_vs_ggml;
