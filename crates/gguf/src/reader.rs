@@ -52,11 +52,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
     let mut cursor = Cursor { bytes, at: 0 };
     let (version, n_tensors, n_keys) = preamble(&mut cursor).map_err(|raw| raw.of(Place::Header))?;
     let (metadata, alignment) = keys(&mut cursor, n_keys)?;
-    let (mut tensors, offsets_at) = descriptions(&mut cursor, n_tensors, alignment)?;
+    let (tensors, fields) = descriptions(&mut cursor, n_tensors, alignment)?;
     // Without tensors there is no data section, and writers leave the padding out.
     let end = cursor.at as u64;
     let data_offset = if tensors.is_empty() { end } else { end.next_multiple_of(u64::from(alignment)) };
-    places(&mut tensors, &offsets_at, data_offset, bytes.len() as u64)?;
+    places(&tensors, &fields, data_offset, bytes.len() as u64)?;
     Ok(Header { version, alignment, metadata, tensors, data_offset })
 }
 
@@ -251,28 +251,35 @@ fn first_not_utf8(text: &[u8], ends: &[u32], start: usize) -> Raw {
     unreachable!("strings that are UTF-8 one by one are UTF-8 together")
 }
 
-/// Tensor descriptions with offsets as written, and where in the file each offset stands.
-fn descriptions(cursor: &mut Cursor, n_tensors: u64, alignment: u32) -> Result<(Vec<TensorInfo>, Vec<u64>), Fault> {
+/// Where in the file the fields of one tensor's description stand, for messages.
+struct Fields {
+    name_at: u64,
+    offset_at: u64,
+}
+
+fn descriptions(cursor: &mut Cursor, n_tensors: u64, alignment: u32) -> Result<(Vec<TensorInfo>, Vec<Fields>), Fault> {
     let count = n_tensors as usize; // capped, and proportional to the file
     let mut tensors: Vec<TensorInfo> = Vec::with_capacity(count);
-    let mut offsets_at = Vec::with_capacity(count);
+    let mut fields = Vec::with_capacity(count);
     for number in 0..n_tensors {
+        let name_at = cursor.at as u64;
         let name = tensor_name(cursor).map_err(|raw| raw.of(Place::TensorNumber(number)))?;
         match description(cursor, alignment) {
             Ok((dtype, ne, offset, bytes)) => {
-                offsets_at.push(cursor.at as u64 - 8);
+                fields.push(Fields { name_at, offset_at: cursor.at as u64 - 8 });
                 tensors.push(TensorInfo { name, dtype, ne, offset, bytes, shard: 0 });
             }
             Err(raw) => return Err(raw.of(Place::Tensor(name))),
         }
     }
     let mut seen = HashSet::with_capacity(count);
-    for (tensor, &at) in tensors.iter().zip(&offsets_at) {
+    for (tensor, &Fields { name_at, .. }) in tensors.iter().zip(&fields) {
         if !seen.insert(tensor.name.as_str()) {
-            return Err(Fault { defect: Defect::DuplicateTensor, place: Place::Tensor(tensor.name.clone()), at });
+            let place = Place::Tensor(tensor.name.clone());
+            return Err(Fault { defect: Defect::DuplicateTensor, place, at: name_at });
         }
     }
-    Ok((tensors, offsets_at))
+    Ok((tensors, fields))
 }
 
 fn tensor_name(cursor: &mut Cursor) -> Parsed<String> {
@@ -323,16 +330,16 @@ fn description(cursor: &mut Cursor, alignment: u32) -> Parsed<(DType, Vec<u64>, 
 
 /// Checks that the data of every tensor is inside the file and that no two overlap. Order and gaps are free here, although
 /// ggml itself accepts only tensors one after the other.
-fn places(tensors: &mut [TensorInfo], offsets_at: &[u64], data_offset: u64, file_bytes: u64) -> Result<(), Fault> {
-    let fault = |index: usize, tensors: &[TensorInfo], defect| {
-        Err(Fault { defect, place: Place::Tensor(tensors[index].name.clone()), at: offsets_at[index] })
+fn places(tensors: &[TensorInfo], fields: &[Fields], data_offset: u64, file_bytes: u64) -> Result<(), Fault> {
+    let fault = |index: usize, defect| {
+        Err(Fault { defect, place: Place::Tensor(tensors[index].name.clone()), at: fields[index].offset_at })
     };
     for (index, tensor) in tensors.iter().enumerate() {
         let (offset, bytes) = (tensor.offset, tensor.bytes);
         match data_offset.checked_add(offset).and_then(|start| start.checked_add(bytes)) {
-            None => return fault(index, tensors, Defect::OffsetOverflow { offset, bytes }),
+            None => return fault(index, Defect::OffsetOverflow { offset, bytes }),
             Some(end) if end > file_bytes && bytes > 0 => {
-                return fault(index, tensors, Defect::PastEnd { end, file_bytes });
+                return fault(index, Defect::PastEnd { end, file_bytes });
             }
             Some(_) => {}
         }
@@ -342,7 +349,7 @@ fn places(tensors: &mut [TensorInfo], offsets_at: &[u64], data_offset: u64, file
     for pair in by_offset.windows(2) {
         let (before, after) = (&tensors[pair[0]], &tensors[pair[1]]);
         if before.offset + before.bytes > after.offset {
-            return fault(pair[1], tensors, Defect::Overlap { other: before.name.clone() });
+            return fault(pair[1], Defect::Overlap { other: before.name.clone() });
         }
     }
     Ok(())

@@ -146,7 +146,7 @@ fn tensor_places() {
     let two = |name: &str, first, second| {
         data(Raw::file(3, 2, 0).tensor("a", &[9], F32, first).tensor(name, &[1], F32, second))
     };
-    refused(two("a", 0, 32), tensor("a"), second_at, Defect::DuplicateTensor);
+    refused(two("a", 0, 32), tensor("a"), 24 + 33, Defect::DuplicateTensor);
     refused(two("b", 0, 32), tensor("b"), second_at, Defect::Overlap { other: "a".to_owned() });
     refused(two("b", 0, 0), tensor("b"), second_at, Defect::Overlap { other: "a".to_owned() });
     assert!(File::from_bytes(two("b", 0, 64 - 32 + 32).0).is_err(), "the last tensor is past the end");

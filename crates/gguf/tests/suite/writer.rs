@@ -121,3 +121,26 @@ fn a_tensor_larger_than_a_shard_gets_one_of_its_own() {
     let shards: Vec<_> = layout.tensors().iter().map(|info| (info.shard, info.offset)).collect();
     assert_eq!(shards, [(0, 0), (1, 0), (2, 0), (2, 32)]);
 }
+
+#[test]
+fn tensors_are_written_from_several_threads() {
+    let tensor = |number| TensorInfo::new(format!("t{number}"), DType::I8, [1000]).unwrap();
+    let layout = Layout::new(Metadata::new(), (0..16).map(tensor).collect(), Some(4096)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let paths = layout.paths(&folder.path().join("x.gguf"));
+    let writer = Writer::create(&layout, &paths).unwrap();
+    std::thread::scope(|scope| {
+        for (number, info) in layout.tensors().iter().enumerate() {
+            let writer = &writer;
+            scope.spawn(move || {
+                for at in (0..1000).step_by(50) {
+                    writer.write_at(info, at, &[number as u8; 50]).unwrap();
+                }
+            });
+        }
+    });
+    let file = File::open(&paths[0]).unwrap();
+    for (number, info) in file.tensors().iter().enumerate() {
+        assert_eq!(file.data(info), [number as u8; 1000], "{}", info.name);
+    }
+}
