@@ -211,14 +211,15 @@ impl From<CreateError> for Error {
             CreateError::SeveralAdapters(_) => Error::OneAdapter,
             CreateError::NoBaseModel => Error::NoBaseModel,
             CreateError::Store(error) => Error::Store(error),
-            CreateError::Merge(_) => Error::Internal(error.to_string()),
+            CreateError::Convert(fathom_converters::Error::Io { .. }) | CreateError::Merge(_) => {
+                Error::Internal(error.to_string())
+            }
             CreateError::NoBlob(_)
             | CreateError::SeveralModels { .. }
             | CreateError::Shards(_)
-            | CreateError::ShardsMissing { .. }
             | CreateError::BadPath { .. }
             | CreateError::UnknownPath(_)
-            | CreateError::NoConverter(_)
+            | CreateError::Convert(_)
             | CreateError::Info(_)
             | CreateError::Cancelled => Error::BadRequest(error.to_string()),
         }

@@ -8,13 +8,18 @@ use fathom_gguf::{File, Layout, TensorInfo, Writer};
 
 use super::checkpoint;
 use super::create::{Error, Event, Events, Parts, tell};
-use crate::store::{self, Config, Digest, Header, Kind, Layer, Store};
+use crate::store::{self, Config, Digest, Header, Kind, Layer, Name, Store};
 
 /// The first bytes of a GGUF file.
 const MAGIC: &[u8] = b"GGUF";
 
-/// Layers from uploaded files: GGUF files of any kind, or a checkpoint.
-pub(super) fn from_files(store: &Store, files: &[(String, Digest)], events: &mut Events<'_>) -> Result<Parts, Error> {
+/// Layers from uploaded files: GGUF files of any kind, or a checkpoint, which is called `name`.
+pub(super) fn from_files(
+    store: &Store,
+    files: &[(String, Digest)],
+    name: &Name,
+    events: &mut Events<'_>,
+) -> Result<Parts, Error> {
     for (_, digest) in files {
         if store.blob_size(digest).is_none() {
             return Err(Error::NoBlob(*digest));
@@ -29,7 +34,7 @@ pub(super) fn from_files(store: &Store, files: &[(String, Digest)], events: &mut
         if !checkpoint.iter().any(|(name, _)| name.ends_with(".safetensors")) {
             return Err(Error::UnknownType(checkpoint.into_iter().next().map(|(name, _)| name).unwrap_or_default()));
         }
-        return checkpoint::from_upload(store, &checkpoint, events);
+        return checkpoint::from_upload(store, &checkpoint, name.model(), events);
     }
     if let Some((name, _)) = checkpoint.first() {
         return Err(Error::UnknownType(name.clone()));
@@ -57,17 +62,15 @@ pub(super) fn gguf_layers(
         let path = store.blob_path(digest);
         let size = store.blob_size(digest).ok_or(Error::NoBlob(*digest))?;
         tell(events, Event::ParsingGguf)?;
-        let file = File::open_shards(&[&path]).map_err(|source| Error::NotGguf { file: name.clone(), source })?;
-        if let Some(split) = Split::of(&file) {
-            shards.push((split, path));
-            continue;
+        match File::open_shards(&[&path]) {
+            Ok(file) => layers.push(Layer::new(kind_of(&Header::read(&file), expected), *digest, size)),
+            // A shard alone is no model.
+            Err(fathom_gguf::Error::ShardKey { .. }) => shards.push((name.clone(), path)),
+            Err(source) => return Err(Error::NotGguf { file: name.clone(), source }),
         }
-        layers.push(Layer::new(kind_of(&Header::read(&file), expected), *digest, size));
     }
-    if let Some((Split { count, .. }, _)) = shards.first() {
-        if shards.len() as u64 != *count {
-            return Err(Error::ShardsMissing { given: shards.len(), count: *count });
-        }
+    if !shards.is_empty() {
+        // Names say the order (`-00001-of-00003`); opening checks it against what the files say themselves.
         shards.sort();
         let paths: Vec<PathBuf> = shards.into_iter().map(|(_, path)| path).collect();
         let file = File::open_shards(&paths).map_err(Error::Shards)?;
@@ -120,10 +123,10 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
     match files.as_slice() {
         [] => None,
         [only] => Some(only.clone()),
-        // All files of one model; opening one of them finds the others.
+        // All files of one model: opening one of them finds the others.
         [first, ..] => {
-            let split = Split::of(&File::open_shards(&[first]).ok()?)?;
-            (split.count == files.len() as u64).then(|| first.clone())
+            let shards = File::open(first).ok()?.shards().len();
+            (shards == files.len()).then(|| first.clone())
         }
     }
 }
@@ -191,22 +194,6 @@ fn kind_of(header: &Header, expected: Kind) -> Kind {
         _ if header.architecture == "clip" => Kind::Projector,
         _ if header.architecture == "fathom-dspark" => Kind::Draft,
         _ => expected,
-    }
-}
-
-/// The place of a file among the shards of its model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Split {
-    number: u64,
-    count: u64,
-}
-
-impl Split {
-    /// `None` = the file is a whole model.
-    fn of(file: &File) -> Option<Split> {
-        let key = |name| file.metadata().u64(name).ok();
-        let count = key("split.count").filter(|count| *count > 1)?;
-        Some(Split { number: key("split.no").unwrap_or(0), count })
     }
 }
 

@@ -96,14 +96,12 @@ pub enum Error {
     SeveralModels { count: usize, files: String },
     #[error("the shards do not belong together: {0}")]
     Shards(fathom_gguf::Error),
-    #[error("{given} shards were given of a model that has {count}")]
-    ShardsMissing { given: usize, count: u64 },
     #[error("`{}` cannot be used: {source}", path.display())]
     BadPath { path: PathBuf, source: fathom_gguf::Error },
     #[error("`{}` is neither a GGUF file nor a directory with a checkpoint", .0.display())]
     UnknownPath(PathBuf),
-    #[error("`{}` is a checkpoint, and converting one while creating is not supported yet", .0.display())]
-    NoConverter(PathBuf),
+    #[error(transparent)]
+    Convert(#[from] fathom_converters::Error),
     #[error("cannot write the merged model: {0}")]
     Merge(fathom_gguf::Error),
     #[error("field `info`: {0}")]
@@ -128,7 +126,7 @@ pub(super) struct Parts {
 pub fn create(store: &Store, spec: &Spec, events: &mut Events<'_>) -> Result<(), Error> {
     let mut parts = match &spec.base {
         Base::Model(name) => inherit(store, name)?,
-        Base::Files(files) => base::from_files(store, files, events)?,
+        Base::Files(files) => base::from_files(store, files, &spec.name, events)?,
         Base::Path(path) => base::from_path(store, path, events)?,
     };
     for (kind, files) in [(Kind::Adapter, &spec.adapters), (Kind::Draft, &spec.drafts)] {

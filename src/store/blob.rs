@@ -181,14 +181,13 @@ impl Store {
             .map_err(Error::io("create a folder in", &self.root))
     }
 
-    /// The folder in which `checkpoint` is converted: always the same one, so that an interrupted conversion goes on where it
-    /// stopped. It stays until [`Conversion::finish`].
+    /// The folder in which a checkpoint is converted. `key` says which checkpoint it is: the same one always uses the same
+    /// folder, so an interrupted conversion goes on where it stopped. It stays until [`Conversion::finish`].
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn conversion(&self, checkpoint: &Path) -> Result<Conversion, Error> {
-        let digest = Digest::of(checkpoint.as_os_str().as_encoded_bytes());
-        let path = self.root.join(format!("{CONVERSION_PREFIX}{}", &digest.hex()[..16]));
+    pub fn conversion(&self, key: &[u8]) -> Result<Conversion, Error> {
+        let path = self.root.join(format!("{CONVERSION_PREFIX}{}", &Digest::of(key).hex()[..16]));
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
         Ok(Conversion { path })
     }

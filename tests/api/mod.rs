@@ -1,6 +1,9 @@
 //! The HTTP interface against a real server with the scripted engine: whole transcripts, raw.
 
 mod chat;
+mod create;
 mod generate;
 mod metrics;
+mod models;
 mod soak;
+mod transport;
