@@ -566,3 +566,97 @@ fn boolean(value: &str, source: Source) -> Result<bool, Expected> {
         _ => Err("`1` or `0`".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn read(environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), Error> {
+        let value = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
+        Config::from_lookup(Path::new("/home/u"), value)
+    }
+
+    #[test]
+    fn nothing_set_gives_the_defaults() {
+        let (config, warnings) = read(&[]).unwrap();
+        assert_eq!(config, Config::defaults(Path::new("/home/u")));
+        assert!(warnings.is_empty());
+        assert_eq!(config.models, Path::new("/home/u/.fathom/models"));
+    }
+
+    #[test]
+    fn every_row_changes_the_configuration() {
+        // A value other than the default for each row: a row without one, or one that does nothing, fails here.
+        let values = [
+            ("HOST", "127.0.0.1:1"),
+            ("MODELS", "/m"),
+            ("ORIGINS", "https://a, https://b"),
+            ("KEEP_ALIVE", "-1"),
+            ("NUM_PARALLEL", "2"),
+            ("MAX_LOADED_MODELS", "2"),
+            ("MAX_QUEUE", "2"),
+            ("MEMORY", "1GiB"),
+            ("PREFIX_CACHE", "1MiB"),
+            ("ENGINE", "scripted"),
+            ("CONTEXT_LENGTH", "100"),
+            ("THREADS", "2"),
+            ("BATCH", "2"),
+            ("GPU_LAYERS", "0"),
+            ("FLASH_ATTENTION", "1"),
+            ("KV_CACHE_TYPE", "Q8_0"),
+            ("SCRIPT", "/s"),
+            ("NOPRUNE", "1"),
+            ("DEBUG", "2"),
+            ("LOG", "warn"),
+            ("LOG_FORMAT", "json"),
+            ("NOHISTORY", "true"),
+        ];
+        assert_eq!(values.map(|(name, _)| name).to_vec(), VARIABLES.iter().map(|v| v.name).collect::<Vec<_>>());
+        for (name, value) in values {
+            let (config, _) = read(&[(&format!("FATHOM_{name}"), value)]).unwrap();
+            assert_ne!(config, Config::defaults(Path::new("/home/u")), "{name}");
+        }
+    }
+
+    #[test]
+    fn ours_count_before_ollamas_and_only_where_the_meaning_is_the_same() {
+        let (config, _) = read(&[("FATHOM_MAX_QUEUE", "1"), ("OLLAMA_MAX_QUEUE", "2")]).unwrap();
+        assert_eq!(config.max_queue, 1);
+        let (config, _) = read(&[("FATHOM_MAX_QUEUE", " "), ("OLLAMA_MAX_QUEUE", "'2'")]).unwrap();
+        assert_eq!(config.max_queue, 2);
+        let (config, _) = read(&[("OLLAMA_THREADS", "2")]).unwrap();
+        assert_eq!(config.threads, None);
+    }
+
+    #[test]
+    fn booleans_are_gos_and_lenient_under_ollamas_names() {
+        for (value, kept) in [("1", false), ("T", false), ("0", true), ("False", true), ("yes", false)] {
+            assert_eq!(read(&[("OLLAMA_NOHISTORY", value)]).unwrap().0.history, kept, "{value}");
+        }
+        let error = read(&[("FATHOM_NOHISTORY", "yes")]).unwrap_err().to_string();
+        assert_eq!(error, "`FATHOM_NOHISTORY` has the value `yes`, expected `1` or `0`");
+    }
+
+    #[test]
+    fn nonsense_under_ollamas_name_leaves_the_default() {
+        let (config, warnings) = read(&[("OLLAMA_KEEP_ALIVE", "soon"), ("OLLAMA_HOST", "h:99999")]).unwrap();
+        assert_eq!(config.keep_alive, Some(Duration::from_secs(300)));
+        assert_eq!(config.host.to_string(), "h:11434");
+        assert_eq!(
+            warnings,
+            [
+                "`OLLAMA_KEEP_ALIVE` is ignored: it has the value `soon`, expected a duration such as `90s`, `1h30m` or a number of seconds"
+            ]
+        );
+    }
+
+    #[test]
+    fn flags_are_named_in_their_errors() {
+        let mut config = Config::defaults(Path::new("/home/u"));
+        let row = Variable::by_name("KV_CACHE_TYPE").unwrap();
+        let error = config.apply_flag(row, "q5").unwrap_err().to_string();
+        assert_eq!(error, "`--kv-cache-type` has the value `q5`, expected `f32`, `f16`, `q8_0` or `q4_0`");
+    }
+}
