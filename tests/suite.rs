@@ -4,6 +4,7 @@
 
 mod api;
 mod chat;
+mod cli;
 mod layers;
 mod render;
 mod support;

@@ -87,6 +87,17 @@ impl<W: Write> Answer<W> {
         self.out.flush()
     }
 
+    /// Ends an answer that failed: an error message can follow on a line of its own.
+    pub(super) fn abandon(&mut self) -> io::Result<()> {
+        if self.thinking == Thinking::Open && self.style.color {
+            write!(self.out, "{RESET}")?;
+        }
+        if !self.at_line_start {
+            writeln!(self.out)?;
+        }
+        self.out.flush()
+    }
+
     fn close_thinking(&mut self) -> io::Result<()> {
         if self.thinking != Thinking::Open {
             return Ok(());

@@ -43,7 +43,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         let error = anyhow::Error::new(error).context(format!("cannot read `{}`", path.display()));
         if args.file.is_some() { error } else { hint(error, "`-f FILE` names another Modelfile") }
     })?;
-    let parsed = modelfile::parse_bytes(&bytes).with_context(|| format!("`{}` is no Modelfile", path.display()))?;
+    let parsed = modelfile::parse_bytes(&bytes).with_context(|| format!("cannot use `{}`", path.display()))?;
     for warning in &parsed.warnings {
         eprintln!("warning: {warning}");
     }
@@ -221,7 +221,7 @@ fn sha256(path: &Path, bar: &ProgressBar) -> std::io::Result<String> {
 }
 
 /// Shows what the server does: one line per step, a bar while a step counts bytes.
-async fn follow(mut lines: Lines<Progress>) -> anyhow::Result<()> {
+pub(super) async fn follow(mut lines: Lines<Progress>) -> anyhow::Result<()> {
     let mut bar: Option<(String, ProgressBar)> = None;
     let mut last = String::new();
     while let Some(line) = lines.next().await.map_err(connect::explained)? {

@@ -14,6 +14,10 @@ pub struct Args {
 pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     connect::with_server(config, async |client| {
         for model in &args.models {
+            anyhow::ensure!(
+                !connect::is_file_name(model),
+                "`{model}` is a file of yours and no model in the store; fathom does not remove it"
+            );
             match client.unload(model).await {
                 // Whether it exists is for `delete` to say; a model that cannot be loaded can still be removed.
                 Ok(()) | Err(client::Error::Status { .. }) => {}

@@ -69,7 +69,9 @@ impl Session {
             anyhow::Ok(())
         })
         .await;
-        if !prompt.is_empty() {
+        if matches!(result, Some(Err(_))) {
+            answer.abandon()?;
+        } else if !prompt.is_empty() {
             answer.finish()?;
         }
         self.finished(result, stats)
@@ -101,9 +103,14 @@ impl Session {
             anyhow::Ok(())
         })
         .await;
-        answer.finish()?;
-        let is_empty = heard.content.is_empty() && heard.tool_calls.is_empty();
-        if matches!(result, Some(Err(_))) || (result.is_none() && is_empty) {
+        let failed = matches!(result, Some(Err(_)));
+        if failed {
+            answer.abandon()?
+        } else {
+            answer.finish()?
+        }
+        let heard_nothing = heard.content.is_empty() && heard.tool_calls.is_empty();
+        if failed || (result.is_none() && heard_nothing) {
             self.messages.pop();
         } else {
             self.messages.push(heard);
@@ -140,7 +147,9 @@ impl Session {
     /// The request that makes a model of this session: what was set and what was said, on top of the present model.
     pub(super) fn as_model(&self, name: &str) -> Value {
         let said: Vec<_> = self.show.messages.iter().chain(&self.messages).collect();
-        let mut body = json!({"model": name, "from": self.model});
+        // A file is named by its absolute path, and no model name begins like one.
+        let source = if self.model.starts_with('/') { "path" } else { "from" };
+        let mut body = json!({"model": name, source: self.model});
         if let Some(system) = &self.system {
             body["system"] = json!(system);
         }

@@ -9,7 +9,7 @@ use super::{connect, human, width};
 use crate::client::Show;
 use crate::config::Config;
 
-/// Lines of system prompt and licences in the overview.
+/// Lines of system prompt and licenses in the overview.
 const HEAD_LINES: usize = 2;
 
 /// Width of a metadata array in the verbose listing; the rest is counted.
@@ -30,7 +30,7 @@ pub struct Args {
 #[derive(clap::Args)]
 #[group(multiple = false)]
 struct Part {
-    /// Print the licence only
+    /// Print the license only
     #[arg(long)]
     license: bool,
     /// Print the Modelfile only
