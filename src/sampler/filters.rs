@@ -6,6 +6,8 @@
 
 use std::cmp::Ordering;
 
+use super::vector;
+
 /// A token that may still be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
@@ -48,9 +50,8 @@ pub(super) fn top_k(logits: &[f32], k: usize, into: &mut Vec<Candidate>) {
     let room = k.saturating_mul(2).max(STRETCH * 2);
     let mut threshold = f32::NEG_INFINITY;
     for (i, stretch) in logits.chunks(STRETCH).enumerate() {
-        let highest = stretch.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
-        // `>`: among equals the lower id, seen first, stays.
-        if highest <= threshold {
+        // Among equals the lower id, seen first, stays.
+        if vector::highest(stretch) <= threshold {
             continue;
         }
         let start = i * STRETCH;
@@ -67,7 +68,7 @@ pub(super) fn top_k(logits: &[f32], k: usize, into: &mut Vec<Candidate>) {
 }
 
 /// Puts the first `n` in `order` to the front, sorted.
-fn front_by(candidates: &mut [Candidate], n: usize, order: fn(&Candidate, &Candidate) -> Ordering) {
+pub(super) fn front_by(candidates: &mut [Candidate], n: usize, order: fn(&Candidate, &Candidate) -> Ordering) {
     let n = n.min(candidates.len());
     if n < candidates.len() && n > 0 {
         candidates.select_nth_unstable_by(n - 1, order);
@@ -80,7 +81,7 @@ pub(super) fn softmax(candidates: &mut [Candidate], scale: f32) -> f64 {
     let max = candidates.iter().fold(f32::NEG_INFINITY, |m, c| m.max(c.logit));
     let mut sum = 0.0;
     for c in candidates {
-        c.weight = ((c.logit - max) * scale).exp();
+        c.weight = vector::exp((c.logit - max) * scale);
         sum += f64::from(c.weight);
     }
     sum

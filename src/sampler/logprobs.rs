@@ -1,7 +1,7 @@
 //! Log-probabilities of the model's own distribution.
 
-use super::Scored;
 use super::filters::{self, Candidate};
+use super::{Scored, vector};
 use crate::ids::TokenId;
 
 /// What is reported beside a chosen token. Taken from the logits as the model gave them, before bias, penalties, mask and
@@ -20,9 +20,8 @@ impl Logprobs {
 
     /// Looks at untouched logits. `scratch` is only room to work in.
     pub(super) fn look(&mut self, logits: &[f32], scratch: &mut Vec<Candidate>) {
-        let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| m.max(l));
-        let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
-        self.log_sum = (f64::from(max) + sum.ln()) as f32;
+        let max = vector::highest(logits);
+        self.log_sum = (f64::from(max) + vector::sum_exp(logits, max).ln()) as f32;
         self.top.clear();
         let n_top = self.n_top.min(logits.len());
         if n_top > 0 {

@@ -26,19 +26,23 @@ impl State {
 
     /// Chooses among `candidates`, whose logits are tempered already. Not empty.
     pub(super) fn choose(&mut self, candidates: &mut Vec<Candidate>, rng: &mut Rng) -> u32 {
-        candidates.sort_unstable_by(filters::by_logit);
         let (tau, eta) = match self.kind {
             Mirostat::Off => unreachable!("the sampler asks only when mirostat is on"),
             Mirostat::V1 { tau, eta } => {
+                filters::front_by(candidates, ESTIMATED_FROM, filters::by_logit);
                 let k = self.estimated_k(candidates);
+                filters::front_by(candidates, k, filters::by_logit);
                 candidates.truncate(k);
                 (tau, eta)
             }
             Mirostat::V2 { tau, eta } => {
                 let sum = filters::softmax(candidates, 1.0);
-                let mu = f64::from(self.mu);
-                let keep = candidates.iter().take_while(|c| -(f64::from(c.weight) / sum).log2() <= mu).count();
-                candidates.truncate(keep.max(1));
+                // Surprise at most mu: probability at least 2^-mu.
+                let least = sum * (-f64::from(self.mu)).exp2();
+                // The most likely one always stays.
+                let most_likely = *candidates.iter().min_by(|a, b| filters::by_logit(a, b)).unwrap_or(&candidates[0]);
+                candidates.retain(|c| f64::from(c.weight) >= least || c.id == most_likely.id);
+                candidates.sort_unstable_by(filters::by_logit);
                 (tau, eta)
             }
         };
@@ -50,10 +54,11 @@ impl State {
     }
 
     /// The `k` whose top-k sampling has the allowed surprise, if the probabilities follow Zipf's law.
-    fn estimated_k(&self, sorted: &mut [Candidate]) -> usize {
-        filters::softmax(sorted, 1.0);
+    /// The first [`ESTIMATED_FROM`] candidates are sorted.
+    fn estimated_k(&self, candidates: &mut [Candidate]) -> usize {
+        filters::softmax(candidates, 1.0);
         let (mut tb, mut tt) = (0.0f32, 0.0f32);
-        for (i, pair) in sorted.windows(2).take(ESTIMATED_FROM - 1).enumerate() {
+        for (i, pair) in candidates.windows(2).take(ESTIMATED_FROM - 1).enumerate() {
             if pair[1].weight <= 0.0 {
                 break;
             }
@@ -65,6 +70,6 @@ impl State {
         let epsilon = s - 1.0;
         let k = ((epsilon * self.mu.exp2()) / (1.0 - (self.n_vocab as f32).powf(-epsilon))).powf(1.0 / s);
         // Not a number when all candidates are equally likely or only one is left: nothing to cut.
-        if k.is_nan() { sorted.len() } else { (k as usize).clamp(1, sorted.len()) }
+        if k.is_nan() { candidates.len() } else { (k as usize).clamp(1, candidates.len()) }
     }
 }

@@ -19,6 +19,7 @@ mod penalties;
 #[cfg(test)]
 mod reference;
 mod rng;
+mod vector;
 
 use filters::Candidate;
 use logprobs::Logprobs;
@@ -282,7 +283,7 @@ fn draw(candidates: &[Candidate], sum: f64, rng: &mut Rng) -> Candidate {
 /// The lowest id of the highest logit; `None` when all are impossible.
 fn most_likely(logits: &[f32]) -> Option<u32> {
     // A vectorised maximum, then a search for it, is faster than carrying the index along.
-    let max = logits.iter().fold(f32::NEG_INFINITY, |m, &l| if l > m { l } else { m });
+    let max = vector::highest(logits);
     if max == f32::NEG_INFINITY {
         return None;
     }
