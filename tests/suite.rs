@@ -8,6 +8,7 @@ mod cli;
 mod layers;
 mod render;
 mod support;
+mod texts;
 mod tokens;
 mod tool_calls;
 

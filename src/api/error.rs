@@ -229,7 +229,9 @@ impl From<CreateError> for Error {
 fn store_status(error: &store::Error) -> StatusCode {
     match error {
         store::Error::NotFound(_) | store::Error::NoFile(_) => StatusCode::NOT_FOUND,
-        store::Error::DigestMismatch { .. } | store::Error::NoBlob(_) => StatusCode::BAD_REQUEST,
+        store::Error::DigestMismatch { .. } | store::Error::NoBlob(_) | store::Error::BadFile { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         store::Error::BrokenManifest { .. }
         | store::Error::MissingBlob { .. }
         | store::Error::BrokenLayer { .. }

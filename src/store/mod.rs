@@ -60,6 +60,13 @@ pub enum Error {
     /// A path given in place of a name leads nowhere.
     #[error("there is no file `{}`", .0.display())]
     NoFile(PathBuf),
+    /// A path given in place of a name leads to something else than a model.
+    #[error("`{}` cannot be used as a model: {source}", path.display())]
+    BadFile {
+        path: PathBuf,
+        #[source]
+        source: fathom_gguf::Error,
+    },
     #[error("cannot read `{}`: {source}", path.display())]
     Gguf {
         path: PathBuf,

@@ -243,14 +243,14 @@ impl Model {
     /// replaced, and looks like any other digest to those who shorten and compare it.
     ///
     /// # Errors
-    /// [`Error::NoFile`]; [`Error::Io`] and [`Error::Gguf`] when it cannot be read.
+    /// [`Error::NoFile`], [`Error::BadFile`], [`Error::Io`].
     pub fn from_gguf(path: &Path) -> Result<Model, Error> {
         let absolute = match fs::canonicalize(path) {
             Err(e) if absent(&e) => return Err(Error::NoFile(path.to_path_buf())),
             found => found.map_err(Error::io("read", path))?,
         };
         let file =
-            fathom_gguf::File::open(&absolute).map_err(|source| Error::Gguf { path: path.to_path_buf(), source })?;
+            fathom_gguf::File::open(&absolute).map_err(|source| Error::BadFile { path: path.to_path_buf(), source })?;
         let header = Arc::new(Header::read(&file));
         let metadata = fs::metadata(&absolute).map_err(Error::io("read", path))?;
         let modified = metadata.modified().map_err(Error::io("read", path))?;

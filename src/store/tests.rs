@@ -390,7 +390,7 @@ fn a_bare_file_is_a_model_with_a_digest_of_its_own() {
 
     fs::write(&path, b"no GGUF").expect("a file");
     let error = Model::from_gguf(&path).expect_err("no model").to_string();
-    assert!(error.starts_with(&format!("cannot read `{}`", path.display())), "{error}");
+    assert!(error.starts_with(&format!("`{}` cannot be used as a model: ", path.display())), "{error}");
 }
 
 #[test]

@@ -240,6 +240,38 @@ fn a_checkpoint_on_this_machine_is_converted_into_the_store() {
     assert!(std::fs::read(&direct).expect("a file") == std::fs::read(weights(&server, "flash")).expect("a blob"));
 }
 
+/// A client that leaves stops the conversion; the same request goes on with it.
+#[test]
+fn an_interrupted_conversion_goes_on_where_it_stopped() {
+    use fathom::modelfile::{Base, Changes, CreateError, Event, Spec, create};
+    use std::ops::ControlFlow;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = fathom::store::Store::open(folder.path()).expect("a store");
+    let name = fathom::store::Name::parse("flash").expect("a name");
+    let spec = Spec {
+        name: name.clone(),
+        base: Base::Path(checkpoint()),
+        adapters: Vec::new(),
+        drafts: Vec::new(),
+        changes: Changes::default(),
+    };
+    let leave = |event| match event {
+        Event::Converting { completed, total } if completed < total => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    assert!(matches!(create(&store, &spec, &mut { leave }), Err(CreateError::Cancelled)));
+    assert!(store.model(&name).is_err());
+    let hidden = |root: &Path| {
+        let names = std::fs::read_dir(root).expect("a root").map(|e| e.expect("an entry").file_name());
+        names.filter(|n| n.to_string_lossy().starts_with(".converting-")).count()
+    };
+    assert_eq!(hidden(folder.path()), 1, "what was done is kept");
+    create(&store, &spec, &mut |_| ControlFlow::Continue(())).expect("the rest");
+    assert!(store.model(&name).is_ok());
+    assert_eq!(hidden(folder.path()), 0);
+}
+
 #[test]
 fn an_uploaded_checkpoint_is_converted_too() {
     let server = Server::start(answers(&[]));

@@ -166,6 +166,8 @@ fn show_describes_a_file_for_programs_of_this_machine() {
     assert_eq!(server.post("/api/show", &json!({"model": path})).status, 403);
     let missing = ask(&server, "POST", "/api/show", &local, &json!({"model": "/nowhere/x.gguf"}));
     assert_eq!(missing.status, 404, "{}", missing.text());
+    let other = ask(&server, "POST", "/api/show", &local, &json!({"model": "/etc/hostname"}));
+    assert_eq!(other.status, 400, "{}", other.text());
 }
 
 #[test]
@@ -209,4 +211,8 @@ fn show_has_its_own_words_for_what_is_wrong() {
     assert_eq!(show("x:cloud"), (403, "ollama cloud is disabled: remote model details are unavailable".into()));
     assert_eq!(show("x:cloud:local"), (400, "use either :local or :cloud, not both: \"x:cloud:local\"".into()));
     assert_eq!(server.post("/api/show", &json!({"model": "tiny:latest:local"})).status, 200);
+    for path in ["/api/generate", "/api/chat"] {
+        let remote = server.post(path, &json!({"model": "x:671b-cloud"}));
+        assert_eq!(error(&remote), (403, "ollama cloud is disabled: remote model is unavailable".into()), "{path}");
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod model;
+mod mutants;
 pub mod program;
 pub mod transcript;
 
@@ -27,6 +28,7 @@ use tokio::sync::oneshot;
 
 use http::{Exchange, Reply};
 use model::Parts;
+pub use mutants::mutant;
 
 /// A server in this process. Dropping it stops it, and fails the test when that does not work.
 pub struct Server {

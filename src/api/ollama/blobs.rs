@@ -29,18 +29,20 @@ pub async fn upload(
     Path(digest): Path<String>,
     mut body: Body,
 ) -> Result<StatusCode, Error> {
-    let digest = parse(&digest)?;
-    let (chunks, mut incoming) = mpsc::channel::<Result<Bytes, String>>(CHUNKS_IN_FLIGHT);
+    let digest = match parse(&digest) {
+        Ok(digest) => digest,
+        Err(error) => {
+            discard(body);
+            return Err(error);
+        }
+    };
     let store = app.store.clone();
-    if blocking({
-        let store = store.clone();
-        move || store.blob_size(&digest)
-    })
-    .await?
-    .is_some()
-    {
+    if blocking(move || store.blob_size(&digest)).await?.is_some() {
+        discard(body);
         return Ok(StatusCode::OK);
     }
+    let store = app.store;
+    let (chunks, mut incoming) = mpsc::channel::<Result<Bytes, String>>(CHUNKS_IN_FLIGHT);
     let writing = tokio::task::spawn_blocking(move || -> Result<(), Error> {
         let mut writer = store.blob_writer()?;
         while let Some(chunk) = incoming.blocking_recv() {
@@ -65,6 +67,12 @@ pub async fn upload(
     drop(chunks);
     writing.await.map_err(|e| Error::Internal(format!("the upload stopped: {e}")))??;
     Ok(StatusCode::CREATED)
+}
+
+/// Reads the rest of a body that nobody wants, while the answer is already on its way. A connection that is closed with
+/// bytes unread is reset, and a client that is still sending would see that instead of the answer.
+fn discard(mut body: Body) {
+    tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
 }
 
 fn parse(digest: &str) -> Result<Digest, Error> {

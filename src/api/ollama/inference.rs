@@ -129,6 +129,9 @@ impl Subject {
             let model = match (path, name) {
                 (Some(path), _) => Model::from_gguf(&path)?,
                 (None, Some(name)) => app.store.model(&name).map_err(|error| match error {
+                    store::Error::NotFound(_) if name.is_cloud() => {
+                        Error::Cloud { what: "remote model is unavailable" }
+                    }
                     // In the client's spelling.
                     store::Error::NotFound(_) => Error::NotFound(named.clone()),
                     other => other.into(),

@@ -11,7 +11,8 @@ use jiff::tz::TimeZone;
 use super::types::*;
 use crate::api::extract::Body;
 use crate::api::{AppState, Error, OLLAMA_VERSION, json};
-use crate::chat::family::{self, Facts};
+use crate::chat::family;
+use crate::completion;
 use crate::scheduler::Loaded;
 use crate::store::{self, Capability, Model, Name, NameError, Store};
 
@@ -120,16 +121,8 @@ pub(super) fn local_time(time: SystemTime) -> String {
 /// The words for what a model can do. What its prompt format can express is said by the chat family that will write the
 /// prompts, everything else by the files.
 pub(super) fn capabilities(model: &Model) -> Vec<String> {
-    let renderer = &model.config.renderer;
-    let facts = Facts {
-        architecture: if renderer.is_empty() { &model.header.architecture } else { renderer },
-        release: model.header.release.as_deref(),
-        jinja: model.header.chat_template.as_deref(),
-        go: model.template.as_deref(),
-        ..Facts::default()
-    };
     let mut found = model.capabilities.clone();
-    if let Ok(family) = family::for_model(&facts)
+    if let Ok(family) = family::for_model(&completion::facts(model))
         && found.contains(&Capability::Completion)
     {
         let says = family.capabilities();

@@ -254,4 +254,26 @@ mod tests {
             assert_eq!(options(&[value]).unwrap_err().to_string(), text);
         }
     }
+
+    /// What a Modelfile may set is what a request may set, with the same types.
+    #[test]
+    fn parameters_of_modelfiles_are_these_options() {
+        use crate::modelfile::{PARAMETERS, ParameterType};
+        let mut parameters: Vec<_> = PARAMETERS.to_vec();
+        let mut options: Vec<_> = TABLE
+            .iter()
+            .map(|(name, set)| {
+                let kind = match set {
+                    Set::Integer(_) => ParameterType::Integer,
+                    Set::Float(_) => ParameterType::Float,
+                    Set::Boolean(_) => ParameterType::Boolean,
+                    Set::Strings(_) => ParameterType::Strings,
+                };
+                (*name, kind)
+            })
+            .collect();
+        parameters.sort_by_key(|(name, _)| *name);
+        options.sort_by_key(|(name, _)| *name);
+        assert_eq!(parameters, options);
+    }
 }
