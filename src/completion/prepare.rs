@@ -74,9 +74,7 @@ fn chat(
 ) -> Result<Prepared, Error> {
     let (mut prompt, mut tokens) = write(family, tokenizer, &request, &context)?;
     let mut truncated = None;
-    if space.overflow == Overflow::Refuse {
-        fits(tokens.len(), space)?;
-    } else {
+    if tokens.len() > space.n_ctx && space.overflow == Overflow::Truncate {
         let whole = tokens.len();
         let room = Room { prompt: space.n_ctx, answer: space.answer_room() };
         let mut part = request.clone();
@@ -85,16 +83,15 @@ fn chat(
             write(family, tokenizer, &part, &context).map(|(_, tokens)| tokens.len())
         })?
         .ok_or(Error::PromptTooLong { tokens: whole, n_ctx: space.n_ctx })?;
-        if from > 0 {
-            let before = request.messages.len();
-            request.messages = truncate::kept(&request.messages, from).cloned().collect();
-            (prompt, tokens) = write(family, tokenizer, &request, &context)?;
-            truncated = Some(Truncated {
-                messages: before - request.messages.len(),
-                tokens: whole.saturating_sub(tokens.len()),
-            });
-        }
+        part.messages = truncate::kept(&request.messages, from).cloned().collect();
+        (prompt, tokens) = write(family, tokenizer, &part, &context)?;
+        truncated = Some(Truncated {
+            messages: request.messages.len() - part.messages.len(),
+            tokens: whole.saturating_sub(tokens.len()),
+        });
+        request = part;
     }
+    fits(tokens.len(), space)?;
     let checkpoint_at =
         if context.is_empty() { stable_positions(family, tokenizer, &request, &prompt, &tokens) } else { Vec::new() };
     Ok(Prepared { parser: Some(family.parser(&request, &prompt)), text: prompt.text, tokens, checkpoint_at, truncated })
@@ -148,7 +145,13 @@ fn stable_positions(
         request.messages.iter().take_while(|message| message.role == Role::System).cloned().collect();
     if !opening.is_empty() || !request.tools.is_empty() {
         // What two conversations that differ in the first user message have in common; no family needs to know about this.
-        let mut other = Request { messages: opening, ..request.clone() };
+        let mut other = Request {
+            messages: opening,
+            tools: request.tools.clone(),
+            think: request.think,
+            response_format: request.response_format.clone(),
+            keep_thinking: request.keep_thinking,
+        };
         other.messages.push(Message::new(Role::User, "\u{0}"));
         if let Ok(other) = family.render(&other) {
             bytes.push(common_prefix(&other.text, &prompt.text));
@@ -157,10 +160,12 @@ fn stable_positions(
     bytes.sort_unstable();
     bytes.dedup();
 
+    // A beginning of text that the tokenizer put in front stands for no bytes of the prompt.
+    let added = tokens.first().is_some_and(|first| !prompt.text.as_bytes().starts_with(tokenizer.piece(*first)));
     let mut positions = Vec::new();
     let mut at = 0;
     let mut bytes = bytes.into_iter().peekable();
-    for (position, token) in tokens.iter().enumerate() {
+    for (position, token) in tokens.iter().enumerate().skip(usize::from(added)) {
         let next = at + tokenizer.piece(*token).len();
         while bytes.next_if(|&wanted| wanted < next).is_some() {
             positions.push(position);

@@ -259,6 +259,32 @@ fn what_a_model_cannot_do_is_refused() {
 }
 
 #[test]
+fn what_conversations_share_is_computed_once() {
+    let server = Server::start(answers(&["x"]));
+    let (mut cached, mut requests) = (0.0, 0.0);
+    let mut newly_cached = |messages: Value| {
+        let request = json!({"model": "tiny", "messages": messages, "tools": tools(), "stream": false});
+        let reply = server.post("/api/chat", &request).json();
+        requests += 1.0;
+        server.wait_for_metric("fathom_requests_total{reason=\"stop\"}", requests);
+        let before = std::mem::replace(&mut cached, server.metric("fathom_cached_tokens_total"));
+        (reply["prompt_eval_count"].as_f64().unwrap(), cached - before)
+    };
+    let system = json!({"role": "system", "content": "Be brief."});
+    let question = "A question that is long enough for the places before and after it to be remembered apart";
+    let first = json!([system, user(question)]);
+    let (whole, none) = newly_cached(first);
+    assert_eq!(none, 0.0);
+    // Another conversation of the same agent: all but the question and the opening of the answer.
+    let (_, shared) = newly_cached(json!([system, user("Else")]));
+    assert_eq!(shared, whole - question.len() as f64 - 2.0);
+    // The next turn of the first one: all but how the answer was opened.
+    let next = json!([system, user(question), {"role": "assistant", "content": "x", "thinking": "Hm"}, user("And?")]);
+    let (_, shared) = newly_cached(next);
+    assert!(shared >= whole - 2.0, "{shared} of {whole}");
+}
+
+#[test]
 fn sixteen_conversations_at_once_get_their_own_answers() {
     let server = Server::start(Script { step_delay_us: 200, ..Script::default() });
     std::thread::scope(|scope| {

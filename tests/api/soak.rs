@@ -172,13 +172,12 @@ fn clients_that_leave_hurt_nobody() {
 #[cfg(feature = "llama")]
 #[test]
 fn clients_that_leave_hurt_nobody_on_llama() {
-    use crate::support::program::fathom;
+    use fathom_converters::{Options, Silent, convert};
 
     let home = tempfile::tempdir().unwrap();
     let gguf = home.path().join("tiny.gguf");
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-v4-a");
-    let converted = fathom(home.path()).arg("convert").arg(&checkpoint).arg("-o").arg(&gguf).output().unwrap();
-    assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
+    convert(&Options::new(checkpoint, &gguf), &mut Silent).unwrap();
     let program = Program::serve(home.path(), &[("FATHOM_ENGINE", "llama"), ("FATHOM_LOG", "warn")]);
     let model = gguf.to_str().unwrap().to_owned();
     soak(&program, Duration::from_secs(60), |client, n| {

@@ -4,6 +4,7 @@ Uses only what `ollama` itself depends on. Any wrong answer is an AssertionError
 """
 
 import sys
+import time
 
 import httpx
 import ollama
@@ -68,6 +69,7 @@ def loaded(client):
     for _ in range(100):
         if not client.ps().models:
             return
+        time.sleep(0.1)
     raise AssertionError("the model is still loaded")
 
 
