@@ -42,7 +42,6 @@ impl State {
                 // The most likely one always stays.
                 let most_likely = *candidates.iter().min_by(|a, b| filters::by_logit(a, b)).unwrap_or(&candidates[0]);
                 candidates.retain(|c| f64::from(c.weight) >= least || c.id == most_likely.id);
-                candidates.sort_unstable_by(filters::by_logit);
                 (tau, eta)
             }
         };
