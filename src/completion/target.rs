@@ -84,7 +84,9 @@ struct FileLoader {
 impl FileLoader {
     /// The script in tokens of this file's vocabulary, when the engine plays one. An engine knows no text, so this is done for it.
     fn script(&self, file: &fathom_gguf::File, settings: &engine::Settings) -> Result<Option<Script>, engine::Error> {
-        if self.kind != Kind::Scripted {
+        // As `engine::plan` resolves `Auto`: whoever gives a script wants it played.
+        let scripted = self.kind == Kind::Scripted || (self.kind == Kind::Auto && settings.script.is_some());
+        if !scripted {
             return Ok(None);
         }
         let mut script = match (&self.script, &settings.script) {

@@ -59,11 +59,14 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
+            // Ollama's defaults on a machine without GPUs.
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
             max_loaded: 3,
             max_queue: 512,
             memory_bytes: None,
+            // One state of DeepSeek-V4-Flash at 100k tokens is 0.7 GiB.
             prefix_bytes: 1 << 30,
+            // What other servers of this family settled on: small enough for a steady stream beside a prefill of 100k tokens.
             prefill_quantum: 128,
         }
     }
