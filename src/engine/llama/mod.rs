@@ -14,6 +14,7 @@
 
 mod check;
 mod plan;
+mod quantizer;
 mod state;
 mod sys;
 mod widen;
@@ -33,6 +34,7 @@ use super::{
 use crate::ids::{Pos, SeqId};
 
 pub(super) use plan::plan;
+pub use quantizer::Quantizer;
 pub use sys::{RowsError, expand_rows, quantize_rows};
 pub use widen::F32Copy;
 
