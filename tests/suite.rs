@@ -5,6 +5,7 @@
 mod api;
 mod chat;
 mod cli;
+mod convert;
 mod layers;
 mod render;
 mod support;

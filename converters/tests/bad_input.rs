@@ -253,8 +253,11 @@ fn not_enough_disk_is_seen_before_writing() {
     // Two embeddings of 2 TiB; the shards are sparse files.
     let place = Place { dir: tempfile::tempdir().unwrap() };
     fs::create_dir(place.checkpoint()).unwrap();
-    let spec = Spec { vocab_size: 1 << 20, hidden_size: 1 << 20, ..small() };
+    let spec = Spec { vocab_size: 1 << 18, hidden_size: 1 << 22, ..small() };
     spec.write_headers(&place.checkpoint()).unwrap();
+    // A short tokenizer.json: the rest of the vocabulary is padding.
+    let tokenizer = serde_json::to_string(&small().tokenizer()).unwrap();
+    fs::write(place.checkpoint().join("tokenizer.json"), tokenizer).unwrap();
     grow(&place);
     let (error, message) = refused(&place);
     assert!(matches!(error, Error::Disk { .. }), "{message}");
