@@ -12,7 +12,7 @@ pub enum Error {
     Busy { waiting: usize },
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("cannot load `{model}`: {source}")]
+    #[error("cannot load `{model}`: {}", why(source))]
     Load { model: String, source: Arc<engine::Error> },
     #[error("cannot use the tokenizer of `{model}`: {reason}")]
     Tokenizer { model: String, reason: String },
@@ -30,4 +30,12 @@ pub enum Error {
     UnknownToken { token: u32, n_vocab: usize },
     #[error(transparent)]
     Sampler(#[from] sampler::Error),
+}
+
+/// An engine names the file it could not load; users named a model.
+fn why(error: &engine::Error) -> String {
+    match error {
+        engine::Error::Load { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
 }
