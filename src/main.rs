@@ -5,7 +5,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Before anything else: a processor that is too old would end the program with an illegal instruction.
     if let Err(error) = fathom::engine::check_cpu() {
-        return fathom::cli::fail(&fathom::cli::hint(error, "CONTRIBUTING.md says how to build for every processor"));
+        return fathom::cli::fail(&fathom::cli::hint(
+            error,
+            "`Building` in README.md says how to build for an older one",
+        ));
     }
     fathom::cli::main()
 }

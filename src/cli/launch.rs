@@ -16,6 +16,9 @@ use crate::config::Config;
 /// A server opens its port before it loads anything, so even a slow disk is far below this.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Nobody remembers to end a server that he did not start.
+const IDLE_EXIT: &str = "--idle-exit=30m";
+
 /// Bytes of the log shown when the server did not come up.
 const LOG_TAIL_BYTES: u64 = 2000;
 
@@ -31,7 +34,7 @@ pub(super) async fn ensure_server(client: &mut Client, config: &Config, flags: &
         } else {
             Err(hint(
                 anyhow::anyhow!("`{}` cannot be applied: a server runs already at {}", flags.join(" "), client.url()),
-                "stop that server first, or set `FATHOM_HOST` to another port for this command",
+                "end that server first, or set `FATHOM_HOST` to another port for this command",
             ))
         };
     }
@@ -44,7 +47,11 @@ pub(super) async fn ensure_server(client: &mut Client, config: &Config, flags: &
     let log = config.home.join("logs/serve.log");
     let started = open_log(&log)?;
     let offset = started.metadata().map_or(0, |m| m.len());
-    let mut server = spawn(&started, flags)?;
+    let mut flags = flags.to_vec();
+    if config.idle_exit.is_none() {
+        flags.push(IDLE_EXIT.into());
+    }
+    let mut server = spawn(&started, &flags)?;
     eprintln!("starting a server at {} (process {}, log {})", client.url(), server.id(), log.display());
     wait_until_up(client, &mut server).await.map_err(|error| with_log(error, &log, offset))
 }

@@ -9,7 +9,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::{FileHistory, History};
 use rustyline::validate::Validator;
-use rustyline::{Editor, Helper};
+use rustyline::{CompletionType, Editor, Helper};
 use tokio::runtime::Runtime;
 
 use super::session::{Ended, Session};
@@ -66,6 +66,7 @@ impl<'a> Repl<'a> {
             .history_ignore_dups(true)?
             .auto_add_history(false)
             .bracketed_paste(true)
+            .completion_type(CompletionType::List)
             .build();
         let mut editor = Editor::with_config(settings).context("cannot use this terminal for a conversation")?;
         editor.set_helper(Some(Assistance));

@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(8);
 /// Blobs younger than this may belong to a model that is being created.
 const PRUNE_AFTER: Duration = Duration::from_secs(60 * 60);
 
+/// How often an idle server looks whether it still is one. A model that comes and goes in between was not needed for long.
+const IDLE_LOOK: Duration = Duration::from_secs(10);
+
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -69,9 +72,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }));
     tokio::select! {
         ended = &mut server => return ended.context("the server panicked")?.context("the server failed"),
-        () = signals.next() => {}
+        () = signals.next() => {
+            tracing::info!("stopping: running answers have {} s, another signal ends them at once", GRACE.as_secs());
+        }
+        () = idle(&scheduler, config.idle_exit) => tracing::info!("stopping: no model was loaded for a long time"),
     }
-    tracing::info!("stopping: running answers have {} s, another signal ends them at once", GRACE.as_secs());
     let ending = async {
         let _ = stop.send(());
         scheduler.shutdown(GRACE).await;
@@ -126,6 +131,20 @@ fn announce(host: &Host, config: &Config) {
     match config.log.format {
         LogFormat::Text => eprintln!("listening on {}", host.url()),
         LogFormat::Json => tracing::info!(url = host.url(), "listening"),
+    }
+}
+
+/// Returns when no model was loaded for `limit`; without a limit never.
+async fn idle(scheduler: &Scheduler, limit: Option<Duration>) {
+    let Some(limit) = limit.filter(|limit| !limit.is_zero()) else {
+        return std::future::pending().await;
+    };
+    let mut busy_at = tokio::time::Instant::now();
+    while busy_at.elapsed() < limit {
+        tokio::time::sleep(IDLE_LOOK.min(limit)).await;
+        if !scheduler.ps().await.is_empty() {
+            busy_at = tokio::time::Instant::now();
+        }
     }
 }
 

@@ -65,6 +65,7 @@ pub(super) fn engine(config: &Config) -> anyhow::Result<(engine::Kind, engine::S
             Some(false) => engine::FlashAttention::Off,
         },
         kv_type: config.kv_cache_type.parse()?,
+        repack: config.repack,
         script: config.script.clone(),
         ..defaults
     };

@@ -45,6 +45,8 @@ pub struct Config {
     pub memory: Option<u64>,
     /// Bytes per loaded model for states of prompts that may come again.
     pub prefix_cache: u64,
+    /// The server ends when no model was loaded for this long; zero = it does not, `None` = nobody said.
+    pub idle_exit: Option<Duration>,
     /// Whether the server removes blobs that no model uses when it starts.
     pub prune: bool,
     /// Name of the engine, as [`crate::engine::Kind`] spells it.
@@ -61,6 +63,8 @@ pub struct Config {
     pub flash_attention: Option<bool>,
     /// Element type of cached keys and values, as [`crate::engine::KvType`] spells it.
     pub kv_cache_type: String,
+    /// Whether ggml copies weights into a layout its matrix kernels prefer.
+    pub repack: bool,
     /// What the `scripted` engine plays back.
     pub script: Option<PathBuf>,
     pub log: Log,
@@ -291,6 +295,19 @@ pub static VARIABLES: &[Variable] = &[
         },
     },
     Variable {
+        name: "IDLE_EXIT",
+        flag: Some("idle-exit"),
+        ollama: false,
+        group: Group::Server,
+        value: "DURATION",
+        default: "never; 30m for a server that `fathom run` started",
+        help: "The server ends by itself when no model was loaded for this long; 0 or negative = never",
+        set: |c, v, _| {
+            c.idle_exit = Some(parse_duration(v).map_err(|e| e.to_string())?.unwrap_or_default());
+            Ok(())
+        },
+    },
+    Variable {
         name: "ENGINE",
         flag: Some("engine"),
         ollama: false,
@@ -386,6 +403,19 @@ pub static VARIABLES: &[Variable] = &[
         },
     },
     Variable {
+        name: "REPACK",
+        flag: Some("repack"),
+        ollama: false,
+        group: Group::Engine,
+        value: "BOOL",
+        default: "1",
+        help: "Copy weights into a layout that computes faster: `1`, or `0` to use them where they are mapped, for files larger than memory",
+        set: |c, v, source| {
+            c.repack = boolean(v, source)?;
+            Ok(())
+        },
+    },
+    Variable {
         name: "SCRIPT",
         flag: Some("script"),
         ollama: false,
@@ -474,6 +504,7 @@ impl Config {
             max_queue: 512,
             memory: None,
             prefix_cache: 1 << 30,
+            idle_exit: None,
             prune: true,
             engine: "auto".into(),
             context_length: None,
@@ -482,6 +513,7 @@ impl Config {
             gpu_layers: None,
             flash_attention: None,
             kv_cache_type: "f16".into(),
+            repack: true,
             script: None,
             log: Log { verbosity: 0, filter: None, format: LogFormat::Text },
             history: true,
@@ -599,6 +631,7 @@ mod tests {
             ("MAX_QUEUE", "2"),
             ("MEMORY", "1GiB"),
             ("PREFIX_CACHE", "1MiB"),
+            ("IDLE_EXIT", "1h"),
             ("ENGINE", "scripted"),
             ("CONTEXT_LENGTH", "100"),
             ("THREADS", "2"),
@@ -606,6 +639,7 @@ mod tests {
             ("GPU_LAYERS", "0"),
             ("FLASH_ATTENTION", "1"),
             ("KV_CACHE_TYPE", "Q8_0"),
+            ("REPACK", "0"),
             ("SCRIPT", "/s"),
             ("NOPRUNE", "1"),
             ("DEBUG", "2"),

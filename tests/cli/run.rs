@@ -4,6 +4,7 @@ use std::io::Read;
 use std::process::Stdio;
 
 use super::{Home, finish};
+use crate::support::program::Program;
 
 const THOUGHT: &str = "Let me see.</think>It is 4.";
 
@@ -168,5 +169,12 @@ fn a_server_ends_gracefully_on_a_signal() {
     let home = Home::new();
     let mut server = home.serve(&home.script(&["Hello."], 0));
     interrupt(server.child.id());
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_idle_server_ends_by_itself_when_told_to() {
+    let home = Home::new();
+    let mut server = Program::serve(home.path(), &[("FATHOM_ENGINE", "scripted"), ("FATHOM_IDLE_EXIT", "20ms")]);
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
