@@ -16,7 +16,10 @@ mod tests;
 /// A request's JSON body.
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
+/// Above this a body is read on a thread that may take its time: images, mostly.
+const LARGE_BYTES: usize = 256 << 10;
+
+impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, Error> {
@@ -31,6 +34,10 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
                 }
                 bytes.extend_from_slice(&data);
             }
+        }
+        if bytes.len() > LARGE_BYTES {
+            let reading = tokio::task::spawn_blocking(move || decode(&bytes));
+            return reading.await.map_err(|e| Error::Internal(e.to_string()))?.map(Body);
         }
         decode(&bytes).map(Body)
     }

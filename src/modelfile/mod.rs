@@ -14,7 +14,7 @@ mod write;
 use serde_json::Value;
 
 pub use create::{Base, Changes, Error as CreateError, Event, Events, Spec, create};
-pub use parse::{Error, Fault, Parsed, parameter, parse, parse_bytes};
+pub use parse::{Error, Fault, Parsed, is_version, parameter, parse, parse_bytes};
 pub use write::{Unwritable, write};
 
 /// The instructions of a Modelfile, in order.

@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
             "parser" => Instruction::Parser(self.value("PARSER")?),
             "requires" => {
                 let (at, value) = self.placed_value("REQUIRES")?;
-                if !is_semver(&value) {
+                if !is_version(&value) {
                     return Err(self.error(at, Fault::Requires));
                 }
                 Instruction::Requires(value)
@@ -311,7 +311,7 @@ fn parameter_value(kind: ParameterType, text: &str) -> Result<Value, Fault> {
 }
 
 /// `1.2.3`, with or without `v`, pre-release and build: what semver.org calls valid, as far as it matters here.
-pub(super) fn is_semver(text: &str) -> bool {
+pub fn is_version(text: &str) -> bool {
     let text = text.strip_prefix('v').unwrap_or(text);
     let (text, build) = text.split_once('+').map_or((text, None), |(t, b)| (t, Some(b)));
     let (core, pre) = text.split_once('-').map_or((text, None), |(t, p)| (t, Some(p)));

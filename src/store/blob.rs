@@ -149,6 +149,8 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn link(&self, path: &Path, on_bytes: &mut dyn FnMut(u64) -> bool) -> Result<Option<(Digest, u64)>, Error> {
+        // A second name for a symbolic link would be a second symbolic link.
+        let path = &fs::canonicalize(path).map_err(Error::io("read", path))?;
         let mut file = File::open(path).map_err(Error::io("read", path))?;
         let Some((digest, bytes)) = hash(&mut file, on_bytes).map_err(Error::io("read", path))? else {
             return Ok(None);

@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use model::Unreadable;
+
 pub use blob::{BlobWriter, Conversion};
 pub use digest::{Digest, InvalidDigest};
 pub use header::{Header, parameter_size};
@@ -181,17 +183,19 @@ impl Store {
     /// # Errors
     /// As [`Store::manifest`]; [`Error::MissingBlob`] and [`Error::BrokenLayer`] name the part that is not usable.
     pub fn model(&self, name: &Name) -> Result<Model, Error> {
-        Model::from_manifest(self, self.manifest(name)?)
+        Model::from_manifest(self, self.manifest(name)?, Unreadable::Refused)
     }
 
-    /// All installed models, newest first. What cannot be read is left out with a warning in the log.
+    /// All installed models, newest first. What cannot be read is left out with a warning in the log; weights in a format that
+    /// this program does not know are listed with what the config says about them.
     ///
     /// # Errors
     /// [`Error::Io`] when the folder of manifests itself cannot be read.
     pub fn list(&self) -> Result<Vec<Model>, Error> {
         let mut listed = Vec::new();
         for name in self.names()? {
-            match self.model(&name) {
+            let model = self.manifest(&name).and_then(|found| Model::from_manifest(self, found, Unreadable::Tolerated));
+            match model {
                 Ok(model) => listed.push((name, model)),
                 Err(error) => tracing::warn!(%name, %error, "left out of the list"),
             }
@@ -349,16 +353,15 @@ impl Store {
         Ok(Some(used))
     }
 
+    /// The manifests are right already, so a blob that cannot be removed is only worth a warning.
     fn remove_unused(&self, _lock: &Lock, candidates: impl Iterator<Item = Digest>) -> Result<(), Error> {
         let Some(used) = self.used()? else {
             return Ok(());
         };
         for digest in candidates.filter(|d| !used.contains(d)) {
-            let path = self.blob_path(&digest);
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(e) if absent(&e) => {}
-                Err(e) => return Err(Error::io("remove", path)(e)),
+            match fs::remove_file(self.blob_path(&digest)) {
+                Err(error) if !absent(&error) => tracing::warn!(%digest, %error, "an unused blob stays"),
+                _ => {}
             }
         }
         Ok(())

@@ -185,8 +185,16 @@ pub struct Details {
     pub embedding_length: Option<u64>,
 }
 
+/// What becomes of a model whose weights are no GGUF file that this program can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    Refused,
+    /// Its header is empty.
+    Tolerated,
+}
+
 impl Model {
-    pub(super) fn from_manifest(store: &Store, found: Found) -> Result<Model, Error> {
+    pub(super) fn from_manifest(store: &Store, found: Found, unreadable: Unreadable) -> Result<Model, Error> {
         let Found { name, manifest, digest, modified } = found;
         let reader = LayerReader { store, name: &name };
         let paths = |kind| -> Result<Vec<PathBuf>, Error> {
@@ -199,7 +207,13 @@ impl Model {
         };
         let weights = paths(Kind::Model)?;
         let shards: Vec<Digest> = manifest.layers_of(Kind::Model).filter_map(|l| l.digest).collect();
-        let header = store.header(&shards, &weights)?;
+        let header = match store.header(&shards, &weights) {
+            Err(error) if unreadable == Unreadable::Tolerated => {
+                tracing::debug!(%name, %error, "weights cannot be read");
+                Arc::default()
+            }
+            header => header?,
+        };
         let config = match manifest.config.digest {
             Some(_) => reader.json(&manifest.config, "config")?,
             None => Config::default(),
@@ -285,14 +299,6 @@ impl Model {
     /// The name that is shown: the short one, or the path as given.
     pub fn name(&self) -> String {
         self.source.to_string()
-    }
-
-    /// The complete name, for messages that need it unambiguous; a path is that already.
-    pub fn full_name(&self) -> String {
-        match &self.source {
-            Source::Installed(name) => name.full().to_string(),
-            Source::File(path) => path.display().to_string(),
-        }
     }
 
     /// What lists show. The config blob has the first word, the header fills what it leaves open.

@@ -104,7 +104,7 @@ fn a_model_says_what_its_layers_say() {
 
     let model = s.store.model(&name("me/m:v1")).expect("a model");
     assert_eq!(model.name(), "me/m:v1");
-    assert_eq!(model.full_name(), "registry.ollama.ai/me/m:v1");
+    assert_eq!(model.source.full(), "registry.ollama.ai/me/m:v1");
     assert_eq!(model.digest, Digest::of(&manifest.to_bytes()));
     assert_eq!(model.size, manifest.size());
     assert_eq!(model.template.as_deref(), Some("{{ .Prompt }}"));
@@ -226,7 +226,8 @@ fn broken_models_are_left_out_of_lists_and_named_when_asked_for() {
     s.install("noise", vec![s.layer(Kind::Model, b"this is not a GGUF file")]);
     s.write_raw("manifests/registry.ollama.ai/library/.DS_Store", b"junk");
     s.write_raw("manifests/registry.ollama.ai/library/good/.latest.swp", b"junk");
-    assert_eq!(s.listed(), ["good:latest"]);
+    // Weights of a kind that we cannot read are a model all the same: it can be shown and deleted.
+    assert_eq!(s.listed(), ["noise:latest", "good:latest"]);
     for (model, expected) in [
         ("cut", "the manifest of `cut:latest` is broken: EOF while parsing"),
         ("hostile", "the manifest of `hostile:latest` is broken: invalid digest format"),
@@ -412,6 +413,15 @@ fn a_linked_file_becomes_a_blob_without_a_copy() {
         assert_eq!(inode(&path), inode(&s.store.blob_path(&digest)));
     }
     assert!(s.store.link(&path, &mut |_| false).expect("no error").is_none(), "stopped");
+    #[cfg(unix)]
+    {
+        let link = s.folder.path().join("link.gguf");
+        fs::write(&path, b"other bytes").expect("a file");
+        std::os::unix::fs::symlink("weights.gguf", &link).expect("a link");
+        let (digest, _) = s.store.link(&link, &mut |_| true).expect("a blob").expect("not stopped");
+        let blob = fs::symlink_metadata(s.store.blob_path(&digest)).expect("a blob");
+        assert!(blob.file_type().is_file(), "the file and not the link");
+    }
 }
 
 /// Two processes, here two handles: neither may take away what the other one is about to use.

@@ -89,6 +89,9 @@ fn spec(request: CreateRequest, local: Local) -> Result<Spec, Error> {
     for quantize in [first_of(request.quantize, request.quantization), request.draft_quantize] {
         refuse_quantize(&quantize)?;
     }
+    if !request.requires.is_empty() && !modelfile::is_version(&request.requires) {
+        return Err(Error::BadRequest(modelfile::Fault::Requires.to_string()));
+    }
     // What would fail in every later request fails here.
     Options::new(&[&request.parameters]).map_err(|e| Error::Option(e.to_string()))?;
     let licenses = match request.license {

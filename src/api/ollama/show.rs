@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use fathom_gguf::{Array, File, Metadata};
+use serde_json::value::to_raw_value;
 use serde_json::{Map, Number, Value};
 
 use super::models::{blocking, capabilities, details, first_of, local_time};
@@ -47,7 +48,8 @@ pub async fn show(
             Some(path) => Model::from_gguf(&path)?,
             None => installed(&app.store, &typed)?,
         };
-        describe(model, &request, basename)
+        // Written out here: with `verbose`, a vocabulary and more is part of it.
+        to_raw_value(&describe(model, &request, basename)?).map_err(|e| Error::Internal(e.to_string()))
     })
     .await??;
     Ok(json(&answer))
