@@ -126,6 +126,19 @@ fn the_models_own_texts_come_first() {
 }
 
 #[test]
+fn a_model_with_a_jinja_template_is_asked_in_its_words() {
+    let mut metadata = model::metadata("llama");
+    let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ";
+    metadata.insert("tokenizer.chat_template", template);
+    let server = Server::with_model(answers(&["Yo"]), metadata, &Parts::default());
+    let request = json!({"model": "tiny", "messages": [user("A")], "stream": false});
+    assert_eq!(rendered(&server, &request), "<｜begin▁of▁sentence｜>[user] A\n[assistant] ");
+    let reply = server.post("/api/chat", &request).json();
+    assert_eq!(reply["message"]["content"], "Yo");
+    assert_eq!(reply["prompt_eval_count"], 1 + "[user] A\n[assistant] ".len(), "one beginning of text");
+}
+
+#[test]
 fn effort_levels_are_passed_on() {
     let server = Server::start(answers(&["x"]));
     let ask = |think: Value| rendered(&server, &json!({"model": "tiny", "think": think, "messages": [user("A")]}));

@@ -168,6 +168,23 @@ fn num_predict_bounds_the_answer() {
     assert_eq!((&three["response"], &three["done_reason"]), (&json!("abc"), &json!("length")));
     assert_eq!(three["eval_count"], 3);
     assert_eq!(ask(-1)["response"], "abcdef");
+    let none = ask(0);
+    assert_eq!((&none["response"], &none["done_reason"]), (&json!(""), &json!("length")), "{none}");
+}
+
+#[test]
+fn another_context_length_loads_the_model_again() {
+    let server = Server::start(answers(&["x"]));
+    let ask = |options: Value| {
+        let request = json!({"model": "tiny", "prompt": "A".repeat(100), "think": false, "options": options});
+        server.post("/api/generate", &request).status
+    };
+    assert_eq!((ask(json!({})), server.metric("fathom_loads_total")), (200, 1.0));
+    assert_eq!((ask(json!({"num_ctx": 64})), server.metric("fathom_loads_total")), (400, 2.0));
+    assert_eq!((ask(json!({"num_ctx": 128})), server.metric("fathom_loads_total")), (200, 3.0));
+    // Options that are not about loading do not.
+    assert_eq!((ask(json!({"num_ctx": 128, "top_k": 3})), server.metric("fathom_loads_total")), (200, 3.0));
+    assert_eq!(server.metric("fathom_models_loaded"), 1.0);
 }
 
 #[test]
