@@ -112,10 +112,11 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`, nothing added.
+    /// The ids of `text`, nothing added. Characters that a vocabulary without all 256 bytes cannot spell become its unknown
+    /// token or, without one, are left out, as the models' own code does it.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the text cannot be spelled (only vocabularies without byte tokens have such text).
+    /// [`Error::Tokenizer`] when a step of the `tokenizers` crate fails.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<TokenId>, Error> {
         let encoding = match specials {
             Specials::Parse => self.inner.encode_fast(text, false).map_err(failed)?,
