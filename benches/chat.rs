@@ -178,7 +178,7 @@ fn prompts(c: &mut Criterion) {
 
     let mut answer = format!("{}</think>{}", text(20_000), text(20_000));
     answer.push_str("\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"search\">\n");
-    let _ = write!(answer, "<｜DSML｜parameter name=\"query\" string=\"true\">{}</｜DSML｜parameter>\n", text(20_000));
+    let _ = writeln!(answer, "<｜DSML｜parameter name=\"query\" string=\"true\">{}</｜DSML｜parameter>", text(20_000));
     answer.push_str("</｜DSML｜invoke>\n</｜DSML｜tool_calls>");
     // pieces of the size of tokens
     let mut pieces = Vec::new();

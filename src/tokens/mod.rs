@@ -8,6 +8,7 @@ mod pre;
 mod stream;
 mod tokenizer;
 mod vocabulary;
+mod words;
 
 pub use stream::Stream;
 pub use tokenizer::{Source, Tokenizer};

@@ -89,6 +89,17 @@ fn alphabet() -> Vec<Option<u8>> {
     table
 }
 
+/// The character that GPT-2's alphabet has for each byte.
+pub(super) fn letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    for (letter, byte) in (0..).zip(alphabet()) {
+        if let Some(byte) = byte {
+            letters[usize::from(byte)] = char::from_u32(letter).expect("below U+0200");
+        }
+    }
+    letters
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +111,8 @@ mod tests {
             alphabet().iter().enumerate().filter_map(|(c, byte)| byte.and_then(|_| char::from_u32(c as u32))).collect();
         assert_eq!(ours.len(), 256);
         assert_eq!(ours, ByteLevel::alphabet().into_iter().collect());
+        assert_eq!(ours, letters().into_iter().collect());
+        assert_eq!((letters()[usize::from(b' ')], letters()[usize::from(b'a')]), ('Ġ', 'a'));
         assert_eq!(alphabet()['Ġ' as usize], Some(b' '));
         assert_eq!(alphabet()['Ċ' as usize], Some(b'\n'));
     }

@@ -304,6 +304,35 @@ fn only_the_beginning_of_a_stop_string_is_held_back() {
 }
 
 proptest! {
+    /// Word by word the ids are those of the crate's own pipeline.
+    #[test]
+    fn encoding_by_words_is_that_of_the_crate(parts in prop::collection::vec(prop_oneof![
+        "[ a-e\n\r\t]{0,6}",
+        "[0-9]{1,5}",
+        "[!-/:-@\u{3040}-\u{30ff}一-三가｜é😀\u{301}]{1,4}",
+        Just("<think>".to_owned()),
+        Just("</s>".to_owned()),
+        Just(" it's".to_owned()),
+        "\\PC{0,6}",
+    ], 0..12)) {
+        static TOKENIZERS: LazyLock<Vec<Arc<Tokenizer>>> = LazyLock::new(|| {
+            ["joyai-llm", "llama-bpe", "smollm", "default"]
+                .map(|pre| {
+                    let vocabulary = byte_level(&["ab", "Ġa", "abc", "Ġab", "ĠĠ"], &["a b", "Ġ a", "ab c", "Ġa b", "Ġ Ġ"]);
+                    build(&Vocabulary { pre: Some(pre.into()), ..vocabulary })
+                })
+                .to_vec()
+        });
+        let text = parts.concat();
+        for tokenizer in TOKENIZERS.iter() {
+            for specials in [Specials::Parse, Specials::AsText] {
+                let ids = tokenizer.encode(&text, specials).unwrap();
+                prop_assert_eq!(&ids, &tokenizer.encode_by_crate(&text, specials).unwrap());
+                prop_assert_eq!(tokenizer.decode(&ids), text.as_str());
+            }
+        }
+    }
+
     /// Whatever the bytes and wherever they are cut, the text is the same.
     #[test]
     fn how_text_is_cut_into_tokens_does_not_matter(

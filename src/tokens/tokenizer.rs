@@ -18,7 +18,7 @@ use crate::ids::TokenId;
 
 use super::pieces::{Pieces, Spelling};
 use super::vocabulary::{HuggingFace, Vocabulary, kind};
-use super::{Error, Specials, pre};
+use super::{Error, Specials, pre, words};
 
 /// Texts that end an answer in some model; they count if they are special tokens of this one. Not `<|EOT|>`, which
 /// DeepSeek-V4 has and does not stop at.
@@ -118,6 +118,14 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when a step of the `tokenizers` crate fails.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<TokenId>, Error> {
+        if let Some(ids) = words::encode(&self.inner, text, specials) {
+            return ids.map_err(failed);
+        }
+        self.encode_by_crate(text, specials)
+    }
+
+    /// [`Tokenizer::encode`] through the whole pipeline of the `tokenizers` crate.
+    pub(super) fn encode_by_crate(&self, text: &str, specials: Specials) -> Result<Vec<TokenId>, Error> {
         let encoding = match specials {
             Specials::Parse => self.inner.encode_fast(text, false).map_err(failed)?,
             Specials::AsText => self.encode_as_text(text).map_err(failed)?,
