@@ -1,6 +1,7 @@
 //! Whole conversions of small checkpoints, on disk.
 
 mod bad_input;
+mod document;
 mod lossy;
 mod resume;
 mod round_trip;
