@@ -63,9 +63,12 @@ pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// `OUT.gguf` -> `OUT.draft.gguf`.
+/// `OUT.gguf` -> `OUT.draft.gguf`; any other name gets `.draft.gguf` appended.
 pub fn draft_path(output: &Path) -> PathBuf {
-    output.with_extension("draft.gguf")
+    match output.extension() {
+        Some(extension) if extension == "gguf" => output.with_extension("draft.gguf"),
+        _ => suffixed(output, "draft.gguf"),
+    }
 }
 
 /// Opens the checkpoint, plans and lays out the output.
@@ -190,5 +193,19 @@ impl Picker<'_> {
         };
         self.scales.insert(tensor.name.clone(), all);
         Ok(dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_are_named_after_their_model() {
+        for (output, draft) in
+            [("m/flash.gguf", "m/flash.draft.gguf"), ("v4.1", "v4.1.draft.gguf"), ("x", "x.draft.gguf")]
+        {
+            assert_eq!(draft_path(Path::new(output)), Path::new(draft));
+        }
     }
 }

@@ -114,8 +114,12 @@ impl Config {
         same("scoring_func", "sqrtsoftplus")?;
         same("topk_method", "noaux_tc")?;
         same("rope_scaling.type", "yarn")?;
-        if parsed.num_hidden_layers == 0 {
-            return Err(Error::config("num_hidden_layers", "is 0"));
+        for (field, n) in
+            [("num_hidden_layers", parsed.num_hidden_layers), ("n_routed_experts", parsed.n_routed_experts)]
+        {
+            if n == 0 {
+                return Err(Error::config(field, "is 0"));
+            }
         }
         if parsed.hc_mult != 4 {
             return Err(Error::config("hc_mult", format!("is {}, a `deepseek4` GGUF has 4", parsed.hc_mult)));
@@ -154,11 +158,18 @@ impl Config {
 
 impl Dspark {
     fn parse(fields: &Fields<'_>) -> Result<Dspark, Error> {
-        Ok(Dspark {
+        let dspark = Dspark {
             block_size: fields.u32("dspark_block_size", 1 << 16)?,
             noise_token_id: fields.u32("dspark_noise_token_id", u32::MAX)?,
             target_layer_ids: fields.u32s("dspark_target_layer_ids", MAX_LAYERS)?,
             markov_rank: u64::from(fields.u32("dspark_markov_rank", MAX_DIMENSION)?),
-        })
+        };
+        if dspark.markov_rank == 0 {
+            return Err(Error::config("dspark_markov_rank", "is 0"));
+        }
+        if dspark.target_layer_ids.is_empty() || dspark.target_layer_ids.len() > MAX_LAYERS as usize {
+            return Err(Error::config("dspark_target_layer_ids", "is empty or longer than any model is deep"));
+        }
+        Ok(dspark)
     }
 }
