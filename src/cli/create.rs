@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{connect, hint, progress};
 use crate::api::ollama::types::{CreateRequest, StoredMessage};
-use crate::client::{Client, Lines, Progress};
+use crate::client::{self, Client, Lines, Progress};
 use crate::config::Config;
 use crate::modelfile::{self, Instruction, Modelfile};
 
@@ -53,8 +53,21 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     request.quantize = args.quantize.unwrap_or_default();
     connect::with_server(config, async |client| {
         deliver(&client, &mut request, files).await?;
-        follow(client.create(&request).await.map_err(connect::explained)?).await
+        let lines = client.create(&request).await.map_err(|error| without_pull(error, &request.from))?;
+        follow(lines).await
     })
+}
+
+/// The server's words for a base model that is not here are those of a failed pull, which clients compare; people are told
+/// what is the matter.
+fn without_pull(error: client::Error, from: &str) -> anyhow::Error {
+    match &error {
+        client::Error::Status { text, .. } if text == "pull model manifest: file does not exist" => hint(
+            anyhow::anyhow!("FROM names `{from}`, and there is neither a file nor a model of that name"),
+            "`fathom list` shows the models that are here; a file is named with its path",
+        ),
+        _ => connect::explained(error),
+    }
 }
 
 /// Files and folders that a Modelfile names, still on this machine.

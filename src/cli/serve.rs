@@ -21,6 +21,9 @@ use crate::telemetry::Metrics;
 /// kills it later than this (systemd: 90 s, docker: 10 s).
 const GRACE: Duration = Duration::from_secs(8);
 
+/// After [`GRACE`], for sending what the end of an answer is.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Blobs younger than this may belong to a model that is being created.
 const PRUNE_AFTER: Duration = Duration::from_secs(60 * 60);
 
@@ -40,7 +43,10 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         .thread_name("fathom-http")
         .build()
         .context("cannot start the async runtime")?;
-    runtime.block_on(serve(&config))
+    let ended = runtime.block_on(serve(&config));
+    // What still computes in the background (a conversion, say) was written to be killed at any moment.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
@@ -78,9 +84,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         () = idle(&scheduler, config.idle_exit) => tracing::info!("stopping: no model was loaded for a long time"),
     }
     let ending = async {
+        let deadline = tokio::time::Instant::now() + GRACE;
         let _ = stop.send(());
         scheduler.shutdown(GRACE).await;
-        server.await.context("the server panicked")?.context("the server failed")
+        // Answers that were cut still have their last words to say.
+        match tokio::time::timeout_at(deadline + LAST_WORDS, server).await {
+            Ok(ended) => ended.context("the server panicked")?.context("the server failed"),
+            Err(_) => {
+                tracing::warn!("some requests did not end in time; their connections are closed");
+                Ok(())
+            }
+        }
     };
     tokio::select! {
         ended = ending => ended,

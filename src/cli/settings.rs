@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
+use super::hint;
 use crate::config::{self, Config, Group, VARIABLES, Variable};
 use crate::engine;
 use crate::scheduler::{self, KeepAlive};
@@ -52,6 +53,7 @@ impl<const SERVER: bool> Flags<SERVER> {
 /// # Errors
 /// The engine is not known or not built.
 pub(super) fn engine(config: &Config) -> anyhow::Result<(engine::Kind, engine::Settings)> {
+    let kind = built(config.engine.parse()?)?;
     let defaults = engine::Settings::default();
     let settings = engine::Settings {
         n_ctx: config.context_length.unwrap_or(defaults.n_ctx),
@@ -69,7 +71,17 @@ pub(super) fn engine(config: &Config) -> anyhow::Result<(engine::Kind, engine::S
         script: config.script.clone(),
         ..defaults
     };
-    Ok((config.engine.parse()?, settings))
+    Ok((kind, settings))
+}
+
+/// Refuses an engine that this program does not have before anything is opened for it.
+fn built(kind: engine::Kind) -> anyhow::Result<engine::Kind> {
+    let name = kind.to_string();
+    let engines = engine::build_info().engines;
+    if kind == engine::Kind::Auto || engines.contains(&name.as_str()) {
+        return Ok(kind);
+    }
+    Err(hint(engine::Error::NotBuilt { engine: name }, format!("this program has: {}", engines.join(", "))))
 }
 
 /// Limits of the scheduler.

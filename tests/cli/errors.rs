@@ -45,6 +45,12 @@ fn engines_that_are_not_built_or_not_known_are_refused() {
     for args in [&["serve", "--engine", "native"][..], &["run", "--engine", "native", "m", "hello"]] {
         assert_eq!(home.run(args).error(), "error: engine `native` is not built into this program\n", "{args:?}");
     }
+    if !cfg!(feature = "llama") {
+        assert_eq!(
+            home.run(&["serve", "--engine", "llama"]).error(),
+            "error: engine `llama` is not built into this program\nhint: this program has: scripted\n"
+        );
+    }
     let text = home.run(&["serve", "--engine", "quick"]).error();
     assert!(text.starts_with("error: `quick` is not an engine"), "{text}");
 }

@@ -6,7 +6,10 @@ use super::Home;
 fn every_verb_explains_itself() {
     let home = Home::new();
     insta::assert_snapshot!("fathom", home.run(&["--help"]).ok());
-    for verb in ["serve", "run", "create", "list", "show", "ps", "stop", "cp", "rm"] {
+    for verb in [
+        "serve", "run", "create", "list", "show", "ps", "stop", "cp", "rm", "convert", "export", "verify", "render",
+        "logits",
+    ] {
         insta::assert_snapshot!(verb, home.run(&[verb, "--help"]).ok());
     }
 }

@@ -109,5 +109,7 @@ fn models_that_are_not_there_are_named() {
     {
         texts.push_str(&format!("$ fathom {}\n{}", args.join(" "), home.ask(&server, args).error()));
     }
+    std::fs::write(home.path().join("Modelfile"), "FROM nosuch\n").unwrap();
+    texts.push_str(&format!("$ fathom create x\n{}", home.ask(&server, &["create", "x"]).error()));
     insta::assert_snapshot!("missing_models", texts);
 }

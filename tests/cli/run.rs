@@ -173,6 +173,28 @@ fn a_server_ends_gracefully_on_a_signal() {
 }
 
 #[test]
+fn a_second_signal_ends_a_server_at_once() {
+    let home = Home::new();
+    home.model();
+    // An answer of several minutes would use the whole grace period.
+    let mut server = home.serve(&home.script(&[&"word ".repeat(2000)], 20_000));
+    let mut command = home.client(&server, &["run", "tiny.gguf", "--think=false", "go"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    interrupt(server.child.id());
+    // The port closes before anything else ends.
+    while std::net::TcpStream::connect(server.address).is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    interrupt(server.child.id());
+    assert_eq!(server.child.wait().unwrap().code(), Some(130));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.starts_with("error: the connection to http://"), "{text}");
+}
+
+#[test]
 fn an_idle_server_ends_by_itself_when_told_to() {
     let home = Home::new();
     let mut server = Program::serve(home.path(), &[("FATHOM_ENGINE", "scripted"), ("FATHOM_IDLE_EXIT", "20ms")]);
