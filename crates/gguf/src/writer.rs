@@ -42,7 +42,7 @@ impl Writer {
     pub fn create(layout: &Layout, paths: &[PathBuf]) -> Result<Writer, Error> {
         let mut options = fs::File::options();
         options.write(true).create(true).truncate(true);
-        let writer = Writer::open(layout, paths, &options)?;
+        let writer = Writer::open(layout, paths, &options, "create")?;
         for (number, shard) in writer.shards.iter().enumerate() {
             shard.file.set_len(layout.file_bytes(number)).map_err(shard.error("resize"))?;
         }
@@ -58,7 +58,7 @@ impl Writer {
     /// # Panics
     /// When the number of paths is not that of the shards.
     pub fn resume(layout: &Layout, paths: &[PathBuf]) -> Result<Writer, Error> {
-        let writer = Writer::open(layout, paths, fs::File::options().write(true))?;
+        let writer = Writer::open(layout, paths, fs::File::options().write(true), "open")?;
         for (number, shard) in writer.shards.iter().enumerate() {
             let found = shard.file.metadata().map_err(shard.error("inspect"))?.len();
             let expected = layout.file_bytes(number);
@@ -116,11 +116,16 @@ impl Writer {
         self.shards.iter().map(|shard| &shard.file)
     }
 
-    fn open(layout: &Layout, paths: &[PathBuf], options: &fs::OpenOptions) -> Result<Writer, Error> {
+    fn open(
+        layout: &Layout,
+        paths: &[PathBuf],
+        options: &fs::OpenOptions,
+        action: &'static str,
+    ) -> Result<Writer, Error> {
         assert_eq!(paths.len(), layout.shards(), "one path for each shard");
         let open = |(number, path): (usize, &PathBuf)| match options.open(path) {
             Ok(file) => Ok(Shard { path: path.clone(), file, data_offset: layout.data_offset(number) }),
-            Err(error) => Err(Error::Io { action: "create", path: path.clone(), error }),
+            Err(error) => Err(Error::Io { action, path: path.clone(), error }),
         };
         let shards = paths.iter().enumerate().map(open).collect::<Result<_, _>>()?;
         Ok(Writer { shards })

@@ -72,6 +72,9 @@ fn an_interrupted_file_equals_an_uninterrupted_one() {
 
     std::fs::File::options().write(true).open(&halves[0]).unwrap().set_len(100).unwrap();
     assert!(matches!(Writer::resume(&layout, &halves), Err(Error::ResumeBytes { found: 100, .. })));
+    std::fs::remove_file(&halves[0]).unwrap();
+    let error = Writer::resume(&layout, &halves).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("cannot open `{}`", halves[0].display())), "{error}");
 }
 
 #[test]
