@@ -120,6 +120,12 @@ fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
+/// Every path with its methods, for documents and tests.
+pub fn paths() -> Vec<(&'static str, Vec<Method>)> {
+    let methods = |endpoint: Endpoint| endpoint.methods.into_iter().map(|(method, _)| method).collect();
+    endpoints().into_iter().map(|endpoint| (endpoint.path, methods(endpoint))).collect()
+}
+
 /// The whole interface as one service.
 pub fn router(app: AppState) -> Router {
     let mut router = Router::new();

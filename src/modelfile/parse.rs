@@ -110,7 +110,7 @@ pub fn parse_bytes(bytes: &[u8]) -> Result<Parsed, Error> {
 /// # Errors
 /// The first thing that is wrong, with its place.
 pub fn parse(text: &str) -> Result<Parsed, Error> {
-    let mut reader = Reader { text, at: 0 };
+    let mut reader = Reader { text, at: 0, draft: None };
     let mut parsed = Parsed::default();
     while let Some(start) = reader.next_instruction() {
         if let Some(instruction) = reader.instruction(start, &mut parsed.warnings)? {
@@ -121,6 +121,11 @@ pub fn parse(text: &str) -> Result<Parsed, Error> {
     if !instructions.iter().any(|i| matches!(i, Instruction::From(_))) {
         return Err(Error { fault: Fault::NoFrom, line: 0, column: 0, excerpt: String::new() });
     }
+    if let Some((at, draft)) = &reader.draft
+        && instructions.iter().any(|i| matches!(i, Instruction::From(from) if from == draft))
+    {
+        return Err(reader.error(*at, Fault::DraftIsFrom));
+    }
     Ok(parsed)
 }
 
@@ -128,6 +133,8 @@ pub fn parse(text: &str) -> Result<Parsed, Error> {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// The last DRAFT and its place: only the whole file tells whether FROM names the same.
+    draft: Option<(usize, String)>,
 }
 
 fn is_newline(c: char) -> bool {
@@ -166,7 +173,11 @@ impl<'a> Reader<'a> {
             "system" => Instruction::System(self.value("SYSTEM")?),
             "license" => Instruction::License(self.value("LICENSE")?),
             "adapter" => Instruction::Adapter(self.value("ADAPTER")?),
-            "draft" => Instruction::Draft(self.value("DRAFT")?),
+            "draft" => {
+                let (at, value) = self.placed_value("DRAFT")?;
+                self.draft = Some((at, value.clone()));
+                Instruction::Draft(value)
+            }
             "renderer" => Instruction::Renderer(self.value("RENDERER")?),
             "parser" => Instruction::Parser(self.value("PARSER")?),
             "requires" => {

@@ -77,6 +77,7 @@ fn errors_point_at_the_place() {
         ("FROM x\nPARAMETER top_k", Fault::NoValue("PARAMETER"), 2, 16),
         ("FROM x\nMESSAGE tool hi", Fault::Role, 2, 9),
         ("FROM x\nREQUIRES new", Fault::Requires, 2, 10),
+        ("DRAFT ./a.gguf\nFROM ./a.gguf", Fault::DraftIsFrom, 1, 7),
     ] {
         let error = parse(text).err().unwrap_or_else(|| panic!("{text:?} was read"));
         assert_eq!((error.fault, error.line, error.column), (fault, line, column), "{text:?}");

@@ -15,9 +15,10 @@ const TABLE: &[(&str, &[&str])] = &[
     ("/api/create", &["POST"]),
     ("/api/copy", &["POST"]),
     ("/api/delete", &["DELETE"]),
-    ("/api/blobs/sha256:00", &["HEAD", "POST"]),
+    ("/api/blobs/{digest}", &["HEAD", "POST"]),
     ("/api/generate", &["POST"]),
     ("/api/chat", &["POST"]),
+    ("/metrics", &["GET"]),
 ];
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
@@ -26,11 +27,30 @@ fn ask(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body
 }
 
 #[test]
+fn the_table_is_complete_and_documented() {
+    let mut expected: Vec<(&str, Vec<&str>)> = TABLE.iter().map(|(path, methods)| (*path, methods.to_vec())).collect();
+    let paths = fathom::api::paths();
+    let mut found: Vec<(&str, Vec<&str>)> =
+        paths.iter().map(|(path, methods)| (*path, methods.iter().map(|m| m.as_str()).collect())).collect();
+    for (_, methods) in expected.iter_mut().chain(&mut found) {
+        methods.sort_unstable();
+    }
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+    let document = include_str!("../../docs/api.md");
+    for (path, _) in TABLE {
+        assert!(document.contains(path.trim_end_matches("{digest}")), "docs/api.md says nothing about {path}");
+    }
+}
+
+#[test]
 fn only_the_listed_methods_exist() {
     let server = Server::start(answers(&[]));
     for (path, methods) in TABLE {
         for method in METHODS {
-            let reply = ask(&server, method, path, &[], "");
+            let path = path.replace("{digest}", "sha256:00");
+            let reply = ask(&server, method, &path, &[], "");
             assert_eq!(reply.status == 405, !methods.contains(method), "{method} {path}: {}", reply.status);
             if reply.status == 405 && *method != "HEAD" {
                 assert_eq!(reply.text(), "405 method not allowed", "{method} {path}");
