@@ -23,7 +23,7 @@ pub(crate) struct Header {
     pub data_offset: u64,
 }
 
-/// Offset of every later number where only the defect is known yet; the caller adds the place.
+/// A defect before it is known which key or tensor it belongs to: the caller adds that.
 struct Raw {
     defect: Defect,
     at: u64,
