@@ -132,7 +132,9 @@ impl From<completion::Error> for Error {
             }
             completion::Error::Chat(error) => Error::Prompt(error.to_string()),
             completion::Error::Tokens(error) => Error::Prompt(error.to_string()),
-            no_weights @ completion::Error::NoWeights { .. } => Error::NotImplemented(no_weights.to_string()),
+            completion::Error::NoWeights { .. } | completion::Error::Adapter { .. } => {
+                Error::NotImplemented(error.to_string())
+            }
             completion::Error::Preparation => Error::Internal(error.to_string()),
         }
     }

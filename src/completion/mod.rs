@@ -49,6 +49,9 @@ pub enum Error {
     ContextExceeded { tokens: usize, n_ctx: usize },
     #[error("`{model}` has no GGUF weights: it was made for another engine")]
     NoWeights { model: String },
+    /// Answering without the adapter would be answering with another model.
+    #[error("`{model}` has an adapter, and running models with adapters is not built into this version of fathom yet")]
+    Adapter { model: String },
     /// A bug: the thread that prepared the prompt panicked.
     #[error("preparing the prompt failed")]
     Preparation,

@@ -32,6 +32,9 @@ impl Target {
     /// # Errors
     /// When the model's prompt format is not known, or it has no weights that an engine here could read.
     pub fn new(model: Model, runtime: &Runtime) -> Result<Target, Error> {
+        if !model.adapters.is_empty() {
+            return Err(Error::Adapter { model: model.source.to_string() });
+        }
         let family = Arc::new(chat::family::for_model(&facts(&model))?);
         let weights =
             model.weights.first().cloned().ok_or_else(|| Error::NoWeights { model: model.source.to_string() })?;

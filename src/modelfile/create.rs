@@ -144,10 +144,12 @@ pub fn create(store: &Store, spec: &Spec, events: &mut Events<'_>) -> Result<(),
     }
     // Not used by any engine of this program yet, and kept for those that will.
     if count(Kind::Adapter) > 0 {
-        tell(
-            events,
-            Event::Warning("the adapter is stored, but running models with adapters is not supported".into()),
-        )?;
+        let text = "the adapter is stored, but models with adapters cannot be run yet";
+        tell(events, Event::Warning(text.into()))?;
+    }
+    if !spec.drafts.is_empty() {
+        let text = "the draft model is stored, but answers are made without it: speculative decoding is not built yet";
+        tell(events, Event::Warning(text.into()))?;
     }
 
     // Of what was there before: said as existing. The rest is said as it is made.

@@ -362,4 +362,7 @@ fn adapters_of_an_upload_need_a_base() {
     let said = statuses(&with);
     assert!(said.iter().any(|s| s.starts_with("warning: the adapter is stored")), "{said:?}");
     assert_eq!(said.last().map(String::as_str), Some("success"));
+    let run = server.post("/api/generate", &json!({"model": "x", "prompt": "A"}));
+    let (status, text) = error(&run);
+    assert!(status == 501 && text.starts_with("`x:latest` has an adapter"), "{status} {text}");
 }
