@@ -317,7 +317,7 @@ impl Error {
             }
             Error::Exists { .. } => Some("give another name, or `--force` to overwrite it".into()),
             Error::OtherJournal { .. } => {
-                Some("repeat the first command to continue it, or give `--force` to start over".into())
+                Some("repeat the first command to continue it, or give `--force` to give it up".into())
             }
             Error::Lossy { .. } => Some("convert the checkpoint again without `--dense` and `--experts`".into()),
             Error::MissingDraft { .. } => Some("put the draft file beside the model; export needs both".into()),

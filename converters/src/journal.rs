@@ -83,7 +83,8 @@ impl Journal {
         // A journal without a whole first line was killed before anything was written.
         let first = lines.next().and_then(|line| Some((serde_json::from_slice::<Head>(line).ok()?, line.len())));
         let (mut past, mut good) = (Past::default(), 0);
-        if let Some((found, bytes)) = first.filter(|_| !force) {
+        // Forced or not, the same conversion is continued: a killed `--force` run is repeated with `--force`.
+        if let Some((found, bytes)) = first.filter(|(found, _)| found == head || !force) {
             if found != *head {
                 return Err(Error::OtherJournal { path: path.into(), difference: difference(&found, head) });
             }
@@ -227,7 +228,13 @@ mod tests {
         let changed = Head { sources: vec![("model.safetensors".into(), 10, 21)], ..head("bf16") };
         let error = Journal::open(&path, &changed, false).err().unwrap().to_string();
         assert!(error.contains("`model.safetensors` has changed"), "{error}");
-        assert!(Journal::open(&path, &head("q8_0"), true).is_ok(), "--force starts over");
+        let (mut journal, _) = Journal::open(&path, &head("q8_0"), true).unwrap();
+        let (file, slab, encoded) = entry(0);
+        journal.add(file, slab, &encoded);
+        journal.sync().unwrap();
+        drop(journal);
+        let (_, past) = Journal::open(&path, &head("q8_0"), true).unwrap();
+        assert_eq!(past.done.len(), 1, "the forced conversion is continued when it is repeated");
     }
 
     #[test]

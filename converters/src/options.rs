@@ -93,7 +93,7 @@ pub struct Options {
     pub memory_bytes: u64,
     /// Worker threads; 0 = one for each core.
     pub threads: usize,
-    /// Overwrite existing output and forget unfinished ones.
+    /// Overwrite existing output, and give up an unfinished conversion with other settings. The same one is continued.
     pub force: bool,
     /// Finished bytes after which data is synced and journalled: what a kill can cost.
     pub sync_bytes: u64,

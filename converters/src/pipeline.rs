@@ -63,14 +63,17 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Report,
         return Err(Error::io("write to", parent)(std::io::ErrorKind::NotFound.into()));
     }
     let journal_path = suffixed(&options.output, "journal");
-    refuse_existing(options, &prepared, &journal_path)?;
+    if !journal_path.exists() {
+        refuse_existing(options, &prepared)?; // before a journal is made
+    }
     check_disk(&prepared)?;
 
     let (journal, past) = Journal::open(&journal_path, &head(options, &prepared), options.force)?;
-    if past.finished {
+    if past.finished && sealed_files_are_there(&prepared) {
         let done = past.done.into_iter().map(|(file, slab, encoded)| ((file, slab), encoded)).collect();
         return publish(&prepared, journal, &done, 0);
     }
+    refuse_existing(options, &prepared)?;
     Run { options, prepared, journal, threads, chunk_bytes }.run(past.done, progress)
 }
 
@@ -314,13 +317,16 @@ fn open_writer(output: &Output) -> Result<Writer, Error> {
     Ok(Writer::create(&output.layout, &paths)?)
 }
 
-fn refuse_existing(options: &Options, prepared: &Prepared, journal: &Path) -> Result<(), Error> {
-    if options.force || journal.exists() {
-        return Ok(()); // a journal: the files, if any, are those of the conversion that is being finished
-    }
+/// Whether every output of a sealed conversion is there, under one name or the other.
+fn sealed_files_are_there(prepared: &Prepared) -> bool {
+    let mut files = prepared.files.iter().flat_map(|output| output.unfinished().into_iter().zip(&output.paths));
+    files.all(|(part, path)| part.exists() || path.exists())
+}
+
+fn refuse_existing(options: &Options, prepared: &Prepared) -> Result<(), Error> {
     match prepared.files.iter().flat_map(|output| &output.paths).find(|path| path.exists()) {
-        Some(path) => Err(Error::Exists { path: path.clone() }),
-        None => Ok(()),
+        Some(path) if !options.force => Err(Error::Exists { path: path.clone() }),
+        _ => Ok(()),
     }
 }
 

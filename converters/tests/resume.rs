@@ -65,6 +65,23 @@ fn a_stopped_conversion_continues_to_the_same_file() {
 }
 
 #[test]
+fn a_forced_conversion_is_continued_and_keeps_the_old_output_until_it_is_done() {
+    let spec = Spec::tiny();
+    let place = Place::new(&spec);
+    fs::write(place.output(), b"old").unwrap();
+    let forced = Options { force: true, ..options(&place) };
+    convert(&forced, &mut StopAfter::bytes(700_000)).unwrap_err();
+    assert_eq!(fs::read(place.output()).unwrap(), b"old");
+    assert!(
+        matches!(convert(&options(&place), &mut Silent), Err(Error::Exists { .. })),
+        "without force it is not overwritten"
+    );
+    let report = convert(&forced, &mut Silent).unwrap();
+    assert!(report.resumed_bytes > 0);
+    assert_eq!((sum(&place.output()), sum(&place.dir.path().join("model.draft.gguf"))), expected(&spec));
+}
+
+#[test]
 fn data_damaged_after_it_was_journalled_is_converted_again() {
     let spec = Spec::tiny();
     let place = Place::new(&spec);

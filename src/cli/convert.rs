@@ -52,7 +52,7 @@ pub struct Args {
     /// Print the plan as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
-    /// Overwrite existing output, and start over instead of continuing an unfinished conversion
+    /// Overwrite existing output, and give up an unfinished conversion with other settings
     #[arg(long)]
     force: bool,
 }
