@@ -16,7 +16,6 @@ use crate::store::{self, CONFIG_TYPE, Config, Digest, Kind, Layer, Manifest, Mes
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub name: Name,
-    /// `None` = changes only, which needs files.
     pub base: Base,
     /// Uploaded adapters: file name and digest.
     pub adapters: Vec<(String, Digest)>,

@@ -64,10 +64,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The media type that layers of this kind are written with.
-    ///
-    /// # Panics
-    /// Never for the kinds that we write; [`Kind::Other`] has no media type of its own and gives the bare prefix.
+    /// The media type that layers of this kind are written with; the bare prefix for [`Kind::Other`], which has none.
     pub fn media_type(self) -> String {
         let name = match self {
             Kind::Model => "model",
