@@ -14,4 +14,6 @@ mod tokens;
 mod tool_calls;
 
 #[cfg(feature = "llama")]
+mod engine;
+#[cfg(feature = "llama")]
 mod gguf_vs_ggml;

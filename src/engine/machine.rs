@@ -25,6 +25,13 @@ pub fn peak_resident_bytes() -> Option<u64> {
     kib_line(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// What the processor calls itself.
+pub fn cpu_name() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
 /// Threads to compute with: physical cores that this process may use, at most the CPU quota rounded down, at least one.
 pub fn compute_threads() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);

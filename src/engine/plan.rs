@@ -63,7 +63,7 @@ pub fn plan(file: &fathom_gguf::File, kind: Kind, settings: &Settings, available
 }
 
 /// `Auto` is `llama`, the one engine that computes; a script asks for the engine that plays it.
-pub(super) fn resolve(kind: Kind, settings: &Settings) -> Kind {
+pub fn resolve(kind: Kind, settings: &Settings) -> Kind {
     match kind {
         Kind::Auto if settings.script.is_some() => Kind::Scripted,
         Kind::Auto => Kind::Llama,

@@ -120,8 +120,10 @@ fn experts(keys: &Keys) -> Result<(), Error> {
     if fits {
         return Ok(());
     }
+    let arch = keys.architecture;
     Err(keys.error(format!(
-        "its expert counts contradict each other: {total} experts, {used} used, {groups} groups, {groups_used} groups used"
+        "its expert counts contradict each other: `{arch}.expert_count` is {total}, `{arch}.expert_used_count` {used}, \
+         `{arch}.expert_group_count` {groups}, `{arch}.expert_group_used_count` {groups_used}"
     )))
 }
 

@@ -112,8 +112,6 @@ enum GoingBack {
     Cut,
     /// Restore a saved state.
     State,
-    /// There is no cache.
-    Never,
 }
 
 /// Inside of a [`Checkpoint`].
@@ -136,6 +134,9 @@ impl Llama {
     pub(super) fn load(file: &File, settings: &Settings, on_progress: Progress) -> Result<Llama, Error> {
         let checked = check::check(file)?;
         let failed = |reason: String| Error::Load { path: file.path().to_owned(), reason };
+        if settings.jump && checked.architecture != "deepseek4" {
+            return Err(unsupported("start this model's sequences anywhere: its cache has no shape without its rows"));
+        }
         let mut given_up = false;
         let model = sys::Model::load(
             file.path(),
@@ -161,14 +162,14 @@ impl Llama {
         let n_vocab = checked.n_vocab as usize;
         let context = sys::Context::new(Rc::new(model), &context_params(settings)?, n_vocab).map_err(failed)?;
 
-        let going_back = going_back(&context, &checked.architecture);
         if settings.embedding && !context.is_pooled() {
             return Err(unsupported("give embeddings: this model does not say how to pool them"));
         }
-        if !settings.embedding && going_back == GoingBack::Never {
+        if !settings.embedding && !context.has_cache() {
             return Err(unsupported("give logits: this model only makes embeddings"));
         }
-        let can_go_back = going_back != GoingBack::Never;
+        let going_back = going_back(&context, &checked.architecture);
+        let remembers = !settings.embedding;
         let info = EngineInfo {
             engine: NAME,
             n_vocab,
@@ -183,9 +184,9 @@ impl Llama {
                 logits: !settings.embedding,
                 embedding: settings.embedding,
                 hidden: false,
-                checkpoint: can_go_back,
-                fork: can_go_back,
-                save: can_go_back,
+                checkpoint: remembers,
+                fork: remembers,
+                save: remembers,
             },
             architecture: checked.architecture,
         };
@@ -323,21 +324,21 @@ impl Llama {
         Ok(())
     }
 
-    /// Each text alone: pooling sees what is computed together, and llama.cpp splits texts of different length.
+    /// Each text alone, in the one sequence that llama.cpp has then: pooling sees what is computed together, and texts of
+    /// different length would be split.
     fn step_embeddings(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), Error> {
+        if let Some(run) = runs(&batch.tokens).find(|run| run[0].pos.0 != 0) {
+            return Err(Error::Batch(format!("sequence {} must be whole to be embedded", run[0].seq.0)));
+        }
         for run in runs(&batch.tokens) {
-            let seq = run[0].seq;
-            if run[0].pos.0 != 0 {
-                return Err(Error::Batch(format!("sequence {} must be whole to be embedded", seq.0)));
-            }
+            self.context.remove(0, -1);
             self.batch.clear();
             for token in run {
-                self.batch.push(token.token.0 as i32, token.pos.0 as i32, token.seq.0 as i32, true);
+                self.batch.push(token.token.0 as i32, token.pos.0 as i32, 0, true);
             }
             self.decode(run)?;
             for _ in run.iter().filter(|token| token.output.is_some()) {
-                let row = self.context.pooled(seq.0 as i32);
-                let row = row.ok_or_else(|| Error::Step(format!("sequence {} got no embedding", seq.0)))?;
+                let row = self.context.pooled(0).ok_or_else(|| Error::Step("a text got no embedding".to_owned()))?;
                 out.push_row(row.len()).copy_from_slice(row);
             }
         }
@@ -468,7 +469,7 @@ impl Engine for Llama {
         let Some(sequence) = self.sequences.get_mut(seq.0 as usize) else { return };
         let untouched = sequence.next == 0 && !sequence.broken;
         *sequence = Sequence { life: sequence.life + 1, ..Sequence::default() };
-        if !untouched {
+        if !untouched && !self.info.support.embedding {
             // Taking a whole sequence away is what every cache can do.
             let removed = self.context.remove(seq.0 as i32, -1);
             debug_assert!(removed, "a whole sequence can always be removed");
@@ -498,7 +499,7 @@ fn context_params(settings: &Settings) -> Result<sys::ContextParams, Error> {
     let narrow = |value: usize| u32::try_from(value).map_err(|_| unsupported(&format!("count to {value}")));
     Ok(sys::ContextParams {
         n_ctx_seq: narrow(plan::padded(settings.n_ctx))?,
-        n_seq_max: narrow(settings.n_seq_max)?,
+        n_seq_max: if settings.embedding { 1 } else { narrow(settings.n_seq_max)? },
         n_batch: narrow(settings.n_batch)?,
         n_ubatch: narrow(settings.n_ubatch)?,
         n_outputs: narrow(settings.n_outputs)?,
@@ -531,9 +532,7 @@ fn unsupported(what: &str) -> Error {
 /// Only caches that keep every position are cut; the family's compressed ones never, whatever they claim.
 fn going_back(context: &sys::Context, architecture: &str) -> GoingBack {
     let model = context.model();
-    if !context.has_cache() {
-        GoingBack::Never
-    } else if model.is_recurrent() || model.n_swa() > 0 || architecture.starts_with("deepseek") {
+    if model.is_recurrent() || model.n_swa() > 0 || architecture.starts_with("deepseek") {
         GoingBack::State
     } else {
         GoingBack::Cut

@@ -38,6 +38,9 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
     if settings.n_ctx > trained {
         notes.push(format!("{} tokens of context were asked for; the model was trained for {trained}", settings.n_ctx));
     }
+    if settings.kv_type == KvType::F32 && settings.flash_attention != FlashAttention::Off {
+        notes.push("flash attention reads the f32 cache as f16: turn it off to gain from it".to_owned());
+    }
     // Steps smaller than 512 waste bandwidth on weights that are read once per step, larger ones gain little on a CPU and
     // make others wait: docs/performance.md has the figures.
     let n_batch = or(settings.n_batch, DEFAULT_BATCH);
@@ -190,13 +193,15 @@ impl Probe<'_> {
     /// `base` for a context and a number of sequences.
     fn settle(&self, n_ctx: usize, n_seq_max: usize) -> Settings {
         let n_batch = self.base.n_batch.min(padded(n_ctx).saturating_mul(n_seq_max));
+        let settings = Settings { n_ctx, n_seq_max, n_batch, ..self.base.clone() };
+        if settings.embedding {
+            // Pooling sees what is computed together, and needs every token of it.
+            return Settings { n_ubatch: n_batch, n_outputs: n_batch, ..settings };
+        }
         Settings {
-            n_ctx,
-            n_seq_max,
-            n_batch,
             n_ubatch: self.base.n_ubatch.min(n_batch),
             n_outputs: or(self.base.n_outputs, n_seq_max).min(n_batch),
-            ..self.base.clone()
+            ..settings
         }
     }
 

@@ -42,11 +42,14 @@ fn init_backend() {
     });
 }
 
-/// Version and commit of the ggml that is linked.
+/// Version of the ggml that is linked, with its commit where the build knew it.
 pub(super) fn ggml_version() -> String {
     // SAFETY: both give pointers to string constants.
     let (version, commit) = unsafe { (CStr::from_ptr(c::ggml_version()), CStr::from_ptr(c::ggml_commit())) };
-    format!("{} ({})", version.to_string_lossy(), commit.to_string_lossy())
+    match commit.to_bytes() {
+        b"unknown" => version.to_string_lossy().into_owned(),
+        _ => format!("{} ({})", version.to_string_lossy(), commit.to_string_lossy()),
+    }
 }
 
 // Log -----------------------------------------------------------------------------------------------------------------
