@@ -12,6 +12,7 @@ use rustyline::validate::Validator;
 use rustyline::{CompletionType, Editor, Helper};
 use tokio::runtime::Runtime;
 
+use super::run::default_think;
 use super::session::{Ended, Session};
 use super::{message, show};
 use crate::config::Config;
@@ -80,6 +81,7 @@ impl<'a> Repl<'a> {
     }
 
     fn talk(&mut self) -> anyhow::Result<()> {
+        self.recall();
         while let Some(text) = self.read()? {
             let text = text.trim();
             if text.is_empty() {
@@ -235,10 +237,24 @@ impl<'a> Repl<'a> {
         let show = self.runtime.block_on(old.client.show(&model, false)).map_err(super::connect::explained)?;
         println!("Loading model '{text}'");
         let mut new = Session { model, show, messages: Vec::new(), options: serde_json::Map::new(), ..old.clone() };
-        new.think = super::run::default_think(&new.show);
+        // A choice is kept where it still has a meaning.
+        let chosen = old.think != default_think(&old.show);
+        new.think = default_think(&new.show).map(|default| old.think.clone().filter(|_| chosen).unwrap_or(default));
         self.runtime.block_on(new.preload())?;
         self.session = new;
+        self.recall();
         Ok(())
+    }
+
+    /// Shows the conversation that a saved session brings along; the server puts it in front of what is said now.
+    fn recall(&self) {
+        for message in &self.session.show.messages {
+            match message.role.as_str() {
+                "user" => println!("{PROMPT}{}", message.content),
+                "assistant" => println!("{}\n", message.content),
+                _ => {}
+            }
+        }
     }
 
     /// The session as a model of its own: parameters, system prompt and what was said so far.

@@ -198,7 +198,8 @@ fn commands_act_and_mistakes_are_explained() {
         ("/save mine", "Created new model 'mine'"),
         ("/list", "mine:latest"),
         ("/load none", "model 'none:latest' not found"),
-        ("/load mine", "Loading model 'mine'"),
+        // What was said is part of the saved session, and is shown when it is loaded.
+        ("/load mine", ">>> hello\r\nhello\r\n"),
         ("/show info", "architecture        deepseek4"),
         ("/show system", "No system message was specified for this model."),
     ] {
