@@ -137,7 +137,7 @@ fn soak(program: &Program, time: Duration, request: impl Fn(usize, usize) -> Val
         brokens.load(Ordering::Relaxed),
     );
     println!("{numbers}");
-    assert!(wholes.load(Ordering::Relaxed) > CLIENTS && brokens.load(Ordering::Relaxed) > CLIENTS, "{numbers}");
+    assert!(wholes.load(Ordering::Relaxed) > 0 && brokens.load(Ordering::Relaxed) > 0, "{numbers}");
     // A sixteenth of its size for the allocator's moods, and no less than 8 MiB; a leak of one small prompt per request is more.
     let growth = after.bytes.saturating_sub(before.bytes) as f64 - (cached_after - cached_before).max(0.0);
     assert!(growth < (before.bytes as f64 / 16.0).max(8e6), "memory grew by {growth} bytes: {numbers}");

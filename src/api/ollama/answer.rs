@@ -3,6 +3,7 @@
 //! Field names, order and the rule that zero numbers and empty lists are left out are Ollama's; `truncated` is ours: what had to be
 //! left out of the prompt, in the last line only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -14,7 +15,7 @@ use crate::scheduler::{DoneReason, Stats};
 /// A line of `/api/generate`.
 #[derive(Debug, Default, Serialize)]
 pub struct Generate {
-    pub model: String,
+    pub model: Named,
     pub created_at: Now,
     pub response: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -39,7 +40,7 @@ pub struct Generate {
 /// A line of `/api/chat`.
 #[derive(Debug, Default, Serialize)]
 pub struct Chat {
-    pub model: String,
+    pub model: Named,
     pub created_at: Now,
     pub message: Message,
     pub done: bool,
@@ -68,6 +69,22 @@ pub struct Message {
 impl Default for Message {
     fn default() -> Self {
         Message { role: "assistant", content: String::new(), thinking: String::new(), tool_calls: Vec::new() }
+    }
+}
+
+/// The model as the client named it. All lines of an answer share the text.
+#[derive(Clone, Debug, Default)]
+pub struct Named(Arc<str>);
+
+impl From<String> for Named {
+    fn from(name: String) -> Self {
+        Named(name.into())
+    }
+}
+
+impl Serialize for Named {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::answer::{self, Now};
+use super::answer::{self, Named, Now};
 use super::inference::{self, Line, Subject, Terms};
 use crate::api::extract::Body;
 use crate::api::local::Local;
@@ -90,8 +90,8 @@ pub async fn chat(
     if request.model.is_empty() {
         return Err(Error::ModelRequired);
     }
-    let model = request.model;
-    let subject = Subject::find(&app, &model, local).await?;
+    let subject = Subject::find(&app, &request.model, local).await?;
+    let model = Named::from(request.model);
     if messages.is_empty() && terms.unloads() {
         app.scheduler.unload(&subject.target.spec);
         return Ok(special(model, Some("unload"), None));
@@ -173,11 +173,11 @@ fn tools(entries: Vec<ToolEntry>) -> Result<Vec<Tool>, Error> {
 }
 
 /// The answers that are always a single object: loaded, unloaded, rendered.
-fn special(model: String, reason: Option<&'static str>, debug: Option<answer::Debug>) -> Response {
+fn special(model: Named, reason: Option<&'static str>, debug: Option<answer::Debug>) -> Response {
     json(&answer::Chat { model, done: reason.is_some(), done_reason: reason, debug, ..answer::Chat::default() })
 }
 
-fn wire(model: String, line: Line, started: Instant) -> answer::Chat {
+fn wire(model: Named, line: Line, started: Instant) -> answer::Chat {
     let ending = line.ending(started);
     answer::Chat {
         model,

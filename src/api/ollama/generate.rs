@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::answer::{self, Now};
+use super::answer::{self, Named, Now};
 use super::inference::{self, Line, Subject, Terms};
 use crate::api::extract::Body;
 use crate::api::local::Local;
@@ -67,7 +67,7 @@ pub async fn generate(
     let subject = Subject::find(&app, &request.model, local).await?;
     if request.prompt.is_empty() && terms.unloads() {
         app.scheduler.unload(&subject.target.spec);
-        return Ok(special(request.model, Some("unload"), None));
+        return Ok(special(request.model.into(), Some("unload"), None));
     }
     let templated = !request.template.is_empty() || !request.system.is_empty() || !request.context.is_empty();
     if request.raw && templated {
@@ -86,14 +86,15 @@ pub async fn generate(
     let options = subject.options(&request.options)?;
     let lease = subject.acquire(&app, &options, &terms).await?;
     if request.prompt.is_empty() {
-        return Ok(special(request.model, Some("load"), None));
+        return Ok(special(request.model.into(), Some("load"), None));
     }
     inference::refuse_format(request.format.as_ref())?;
     if !request.template.is_empty() {
         return Err(inference::not_built("a Go `template` in a request"));
     }
 
-    let GenerateRequest { model, raw, stream, .. } = request;
+    let GenerateRequest { raw, stream, .. } = request;
+    let model = Named::from(request.model);
     let input = if raw {
         Input::Raw(request.prompt)
     } else if !request.suffix.is_empty() {
@@ -138,11 +139,11 @@ pub async fn generate(
 }
 
 /// The answers that are always a single object: loaded, unloaded, rendered.
-fn special(model: String, reason: Option<&'static str>, debug: Option<answer::Debug>) -> Response {
+fn special(model: Named, reason: Option<&'static str>, debug: Option<answer::Debug>) -> Response {
     json(&answer::Generate { model, done: reason.is_some(), done_reason: reason, debug, ..answer::Generate::default() })
 }
 
-fn wire(model: String, mut line: Line, started: Instant) -> answer::Generate {
+fn wire(model: Named, mut line: Line, started: Instant) -> answer::Generate {
     let ending = line.ending(started);
     let tokens = line.done.as_mut().map(|done| std::mem::take(&mut done.tokens));
     answer::Generate {
