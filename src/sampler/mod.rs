@@ -1,6 +1,6 @@
 //! Logits to one token. Pure and seeded: same parameters, seed, history and logits, same token.
 //!
-//! The order is that of llama.cpp's default chain, which Ollama runs:
+//! The order is that of llama.cpp's default chain (`common_sampler_init`):
 //! 1. logit bias, 2. penalties over the recent history, 3. the mask of a constraint,
 //! 4. temperature 0: the most likely token, done. Otherwise
 //! 5. top-k, typical, top-p, min-p (each over what the one before left), 6. temperature, 7. the draw;

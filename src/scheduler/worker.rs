@@ -30,6 +30,7 @@ pub(super) struct Setup {
     pub(super) prefill_quantum: usize,
 }
 
+/// One worker's part of the gauges.
 #[derive(Clone, Copy, Default)]
 struct Gauged {
     running: usize,
@@ -350,8 +351,9 @@ impl Worker {
     /// A token for every sequence that has logits.
     fn sample(&mut self) {
         let now = Instant::now();
-        for (row, i) in self.rows.iter().enumerate() {
-            let Some(sequence) = &mut self.slots[*i].running else { continue };
+        for row in 0..self.rows.len() {
+            let i = self.rows[row];
+            let Some(sequence) = &mut self.slots[i].running else { continue };
             let first = sequence.generated() == 0;
             let result = sequence.sample(self.outputs.row_mut(row), now);
             if result.is_ok() && sequence.generated() > 0 {
@@ -360,62 +362,54 @@ impl Worker {
             if first && let Some(time) = sequence.time_to_first_token() {
                 self.setup.metrics.first_token_seconds.observe(time.as_secs_f64());
             }
-            let (event, label) = match result {
-                Ok(None) => continue,
+            match result {
+                Ok(None) => {}
                 Ok(Some(reason)) => {
                     let label = match reason {
                         DoneReason::Stop => "stop",
                         DoneReason::Length => "length",
                     };
-                    (Event::Done { reason, stats: sequence.stats() }, label)
+                    let stats = sequence.stats();
+                    self.end(i, Event::Done { reason, stats }, label);
                 }
-                Err(error) => (Event::Failed(error), "failed"),
-            };
-            let Some(sequence) = self.slots[*i].running.take() else { continue };
-            self.setup.metrics.requests.get_or_create(&EndLabel { reason: label }).inc();
-            log_end(&self.setup.model, &sequence, label);
-            self.clock += 1;
-            self.slots[*i].used = self.clock;
-            let (mut client, past) = sequence.end();
-            self.slots[*i].past = past;
-            client.send(event);
-            if client.flush() == Readiness::Slow {
-                self.leaving.push(client);
+                Err(error) => self.end(i, Event::Failed(error), "failed"),
             }
+        }
+    }
+
+    /// Says the last word to the client of a sequence and makes room for the next one. What was computed stays until then.
+    fn end(&mut self, slot: usize, last: Event, label: &'static str) {
+        let Some(sequence) = self.slots[slot].running.take() else { return };
+        self.setup.metrics.requests.get_or_create(&EndLabel { reason: label }).inc();
+        log_end(&self.setup.model, &sequence, label);
+        self.clock += 1;
+        let (mut client, past) = sequence.end();
+        self.slots[slot].used = self.clock;
+        self.slots[slot].past = past;
+        client.send(last);
+        if client.flush() == Readiness::Slow {
+            self.leaving.push(client);
         }
     }
 
     /// The state of everyone who took part is lost.
     fn step_failed(&mut self, error: crate::engine::Error) {
         let aborted = matches!(error, crate::engine::Error::Aborted);
-        let ending = self.setup.control.ending() == End::Now;
         let error = Error::Step { model: self.setup.model.clone(), source: Arc::new(error) };
-        if !aborted {
+        if aborted {
+            tracing::debug!(model = self.setup.model, "a step was given up");
+        } else {
             tracing::error!(model = self.setup.model, %error, "a step failed");
         }
-        for (i, (slot, share)) in self.slots.iter_mut().zip(&self.shares).enumerate() {
-            if *share == 0 {
-                continue;
-            }
-            self.remembered.forget(i, 0);
-            self.engine.release(SeqId(i as u32));
-            let Some(sequence) = &mut slot.running else { continue };
-            if aborted {
-                // Its client left, or everything ends: the loop sees to it. Otherwise it is computed again.
+        for i in (0..self.slots.len()).filter(|i| self.shares[*i] > 0).collect::<Vec<_>>() {
+            self.release(i);
+            if let Some(sequence) = &mut self.slots[i].running {
                 sequence.restart();
-                continue;
             }
-            let Some(sequence) = slot.running.take() else { continue };
-            self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
-            log_end(&self.setup.model, &sequence, "failed");
-            let mut client = sequence.end().0;
-            client.send(Event::Failed(error.clone()));
-            if client.flush() == Readiness::Slow {
-                self.leaving.push(client);
+            if !aborted {
+                self.end(i, Event::Failed(error.clone()), "failed");
             }
-        }
-        if aborted && !ending {
-            tracing::debug!(model = self.setup.model, "a step was given up");
+            // Aborted: its client left, or everything ends, and the loop sees to it. If neither, it is computed again.
         }
     }
 }

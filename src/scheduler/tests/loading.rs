@@ -69,10 +69,7 @@ async fn failed_loads_say_why_and_can_be_tried_again() {
     let scheduler = scheduler();
     let broken = spec("a", Script { load_error: Some("bad luck".into()), ..hash() });
     for _ in 0..2 {
-        assert_eq!(
-            failure(load(&scheduler, &broken, KeepAlive::Unset).await),
-            "cannot load `a`: cannot load ``: bad luck"
-        );
+        assert_eq!(failure(load(&scheduler, &broken, KeepAlive::Unset).await), "cannot load `a`: bad luck");
     }
     let panics = spec("b", Script { load_panic: true, ..hash() });
     let text = failure(load(&scheduler, &panics, KeepAlive::Unset).await);
