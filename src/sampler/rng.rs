@@ -1,6 +1,6 @@
 //! The random numbers behind sampling: xoshiro256++ (Blackman and Vigna, 2019, <https://prng.di.unimi.it/xoshiro256plusplus.c>),
 //! its state filled from the seed by splitmix64, as its authors advise. Written down here so that a seed means the same
-//! tokens on every platform and in every version of the program.
+//! numbers on every platform and in every version of the program.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

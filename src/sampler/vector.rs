@@ -38,7 +38,7 @@ pub(super) fn sum_exp(values: &[f32], max: f32) -> f64 {
 /// `e^x` for `x <= 0`: relative error below 2e-7, and 0 below the smallest normal number (`x < -87.3`).
 ///
 /// Cephes' `expf` (<https://www.netlib.org/cephes/>): `x = n ln 2 + r`, a polynomial in `r`, `n` into the exponent. Unlike the
-/// platform's function it vectorises and gives the same bits everywhere, so that a seed means the same tokens everywhere.
+/// platform's function it vectorises and does not depend on the platform. (Logarithms, in typical, min-p and mirostat, still do.)
 #[inline]
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
