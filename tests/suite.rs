@@ -17,3 +17,5 @@ mod tool_calls;
 mod engine;
 #[cfg(feature = "llama")]
 mod gguf_vs_ggml;
+#[cfg(feature = "llama")]
+mod stock_llama;
