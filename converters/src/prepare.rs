@@ -7,7 +7,7 @@ use fathom_gguf::{DType, Layout, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, Completeness};
 use crate::options::Options;
-use crate::recipe::{self, Candidate, Family, FilePlan, Plan, Planned, Release};
+use crate::recipe::{self, Family, FilePlan, Plan, Planned, Release};
 use crate::transcode::quantize::{built_in, missing_quantizer};
 use crate::transcode::{Encoding, Fault, fp4, fp8};
 use crate::{Error, metadata, tokenizer};
@@ -79,9 +79,8 @@ pub fn prepare(options: &Options, completeness: Completeness) -> Result<Prepared
     let checkpoint = Checkpoint::open(&options.checkpoint, completeness)?;
     let recipe = recipe::for_config(checkpoint.config())?;
     let mut picker = Picker { options, checkpoint: &checkpoint, scales: HashMap::new(), warnings: Vec::new() };
-    let plan = (recipe.plan)(checkpoint.config(), checkpoint.catalog(), options.release, &mut |candidate| {
-        picker.pick(candidate)
-    })?;
+    let plan =
+        (recipe.plan)(checkpoint.config(), checkpoint.catalog(), options.release, &mut |tensor| picker.pick(tensor))?;
     let Picker { mut scales, warnings: picked, .. } = picker;
     let Plan { release, trunk, draft, mut warnings } = plan;
     warnings.extend(picked);
@@ -140,8 +139,7 @@ struct Picker<'a> {
 }
 
 impl Picker<'_> {
-    fn pick(&mut self, candidate: &Candidate<'_>) -> Result<DType, Error> {
-        let tensor = candidate.tensor;
+    fn pick(&mut self, tensor: &Planned) -> Result<DType, Error> {
         let lossy = match (tensor.encoding, tensor.family) {
             (Encoding::Fp8 | Encoding::Fp4, Family::RoutedExperts) => self.options.experts.map(|choice| choice.dtype()),
             (Encoding::Fp8, _) => self.options.dense.and_then(|choice| choice.lossy()),

@@ -95,14 +95,13 @@ impl Stored {
         // The recipe over the recorded names, with the types that the files have.
         let lookup = |name: &str| files.iter().find_map(|(_, file)| file.opt_tensor(name));
         let recipe = recipe::for_config(&config)?;
-        let plan = (recipe.plan)(&config, &catalog, None, &mut |candidate| {
-            let name = &candidate.tensor.name;
+        let plan = (recipe.plan)(&config, &catalog, None, &mut |tensor| {
+            let name = &tensor.name;
             match lookup(name) {
-                Some(info) if info.ne == candidate.tensor.ne => Ok(info.dtype),
-                Some(info) => Err(not_ours(format!(
-                    "tensor `{name}` has shape {:?}, expected {:?}",
-                    info.ne, candidate.tensor.ne
-                ))),
+                Some(info) if info.ne == tensor.ne => Ok(info.dtype),
+                Some(info) => {
+                    Err(not_ours(format!("tensor `{name}` has shape {:?}, expected {:?}", info.ne, tensor.ne)))
+                }
                 None => Err(not_ours(format!("tensor `{name}` is missing"))),
             }
         })?;

@@ -13,7 +13,7 @@ fn plan(spec: &Spec) -> (Plan, usize, u64) {
     }
     let config = spec.config();
     let recipe = recipe::for_config(&config).unwrap();
-    let plan = (recipe.plan)(&config, &catalog, None, &mut |candidate| Ok(candidate.tensor.dtype)).unwrap();
+    let plan = (recipe.plan)(&config, &catalog, None, &mut |tensor| Ok(tensor.dtype)).unwrap();
     (plan, catalog.names().len(), payload)
 }
 

@@ -219,15 +219,8 @@ impl Planned {
     }
 }
 
-/// What a [`Picker`] decides about.
-#[derive(Debug)]
-pub struct Candidate<'a> {
-    /// The tensor; its `dtype` is the recipe's proposal, lossless in range.
-    pub tensor: &'a Planned,
-}
-
-/// Decides the type of each output tensor.
-pub type Picker<'a> = &'a mut dyn FnMut(&Candidate<'_>) -> Result<DType, Error>;
+/// Decides the type of each output tensor; the tensor's own is the recipe's proposal, lossless in range.
+pub type Picker<'a> = &'a mut dyn FnMut(&Planned) -> Result<DType, Error>;
 
 /// One output file.
 #[derive(Debug)]

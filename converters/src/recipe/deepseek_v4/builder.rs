@@ -7,7 +7,7 @@ use fathom_gguf::DType;
 use super::config::Config;
 use super::tensors::{self, Form, Layer, Rule};
 use crate::Error;
-use crate::recipe::{Candidate, Catalog, Dtype, Family, Join, Part, Picker, Planned};
+use crate::recipe::{Catalog, Dtype, Family, Join, Part, Picker, Planned};
 use crate::transcode::{Encoding, fp4, fp8};
 
 pub(super) struct Builder<'a> {
@@ -208,7 +208,7 @@ pub(super) fn assign(tensors: Vec<Planned>, pick: Picker<'_>) -> Result<Vec<Plan
     tensors
         .into_iter()
         .map(|mut tensor| {
-            tensor.dtype = pick(&Candidate { tensor: &tensor })?;
+            tensor.dtype = pick(&tensor)?;
             if tensor.dtype.tensor_bytes(&tensor.ne).is_none() {
                 let (name, dtype) = (&tensor.name, tensor.dtype.name());
                 return Err(Error::Choice(format!(
