@@ -7,7 +7,7 @@ use super::{Group, VARIABLES, Variable};
 const HEAD: &str = "\
 # Configuration
 
-<!-- Made from src/config/mod.rs. After a change there: cargo test --no-default-features -- --ignored write_configuration_md -->
+<!-- Made from src/config/variables.rs. After a change there: cargo test --no-default-features -- --ignored write_configuration_md -->
 
 A setting comes from the first of these that has it: options of a request, parameters of the Modelfile, the command
 line, the environment, the default.
