@@ -1,6 +1,6 @@
 //! One request: messages in, events out. The only place where messages and tokens meet.
 //!
-//! [`prepare`] renders the conversation, drops turns that do not fit and tokenises; [`start`] submits the ids; the
+//! [`prepare()`] renders the conversation, drops turns that do not fit and tokenises; [`start`] submits the ids; the
 //! [`Completion`] that comes out reads the answer with the family's parser and gives out [`Event`]s. It is pulled, not pushed: while a client
 //! is slow nobody asks for the next event, the scheduler's channel of this sequence fills, and only this sequence pauses. A
 //! client that leaves drops the completion, and that cancels the sequence.

@@ -28,7 +28,7 @@ pub use plan::{Plan, plan, scripted_model};
 
 /// Loads `path` with the engine that `kind` names, on the thread that will step it.
 ///
-/// Zeros in `settings` are decided by [`plan`], as are those that do not fit; `on_progress` gets the loaded fraction in `0.0..=1.0` and ends the
+/// Zeros in `settings` are decided by [`plan()`], as are those that do not fit; `on_progress` gets the loaded fraction in `0.0..=1.0` and ends the
 /// load by answering `false`.
 ///
 /// # Errors

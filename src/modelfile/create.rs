@@ -1,6 +1,6 @@
 //! From a base and changes to an installed model: layers are collected, then a config blob and a manifest are written.
 //!
-//! The base is an installed model, uploaded files, or a path on this machine ([`base`](super::base) turns the last two into
+//! The base is an installed model, uploaded files, or a path on this machine ([`base`] turns the last two into
 //! layers). Nothing is visible until the manifest is written; what was made before a failure is a blob without a
 //! manifest, which the store's maintenance takes away.
 

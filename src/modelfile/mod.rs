@@ -1,6 +1,6 @@
 //! Modelfiles: how a model is made from another one, a GGUF file or a checkpoint.
 //!
-//! [`parse`] and [`write`] are inverse of each other. [`create`] carries out what a Modelfile, or a request with the same
+//! [`parse()`] and [`write()`] are inverse of each other. [`create()`] carries out what a Modelfile, or a request with the same
 //! content, asks for. Clients parse; the server never sees the text.
 
 mod base;

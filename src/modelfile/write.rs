@@ -1,4 +1,4 @@
-//! Instructions to text that [`parse`](super::parse) reads back as the same instructions.
+//! Instructions to text that [`parse`](super::parse()) reads back as the same instructions.
 
 use std::fmt::Write;
 

@@ -38,7 +38,7 @@ pub fn encode(options: &Options, request: &Request) -> Result<String, Error> {
     Ok(write(options, request, false)?.text)
 }
 
-/// As [`encode`], but ready to be continued by the model; see [`super::render`].
+/// As [`encode`], but ready to be continued by the model; see [`super::render()`].
 pub(super) fn prompt(options: &Options, request: &Request) -> Result<Prompt, Error> {
     let mut written = write(options, request, true)?;
     if !written.opened && request.messages.last().is_some_and(|m| m.role == Role::System) {
