@@ -1,6 +1,6 @@
 //! Converts a checkpoint and prints what it took, as JSON: for `benches/convert_vs_cp.py`, which needs neither server nor llama.cpp.
 //!
-//! `convert CHECKPOINT_DIR OUT.gguf [--threads N] [--memory BYTES]`
+//! `convert CHECKPOINT_DIR OUT.gguf [--threads N] [--memory BYTES] [--sync-every BYTES]`
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -23,19 +23,20 @@ fn main() -> ExitCode {
 fn run() -> Result<serde_json::Value, String> {
     let mut args = std::env::args().skip(1);
     let mut places = Vec::new();
-    let (mut threads, mut memory_bytes) = (0, 1 << 30);
+    let (mut threads, mut memory_bytes, mut sync_bytes) = (0, 1 << 30, 256 << 20);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|text| text.parse().ok()).ok_or(format!("{arg} needs a number"));
         match arg.as_str() {
             "--threads" => threads = number()?,
             "--memory" => memory_bytes = number()? as u64,
+            "--sync-every" => sync_bytes = number()? as u64,
             _ => places.push(arg),
         }
     }
     let [checkpoint, output] = places.as_slice() else {
         return Err("give a checkpoint directory and an output file".into());
     };
-    let options = Options { threads, memory_bytes, force: true, ..Options::new(checkpoint, output) };
+    let options = Options { threads, memory_bytes, sync_bytes, force: true, ..Options::new(checkpoint, output) };
     let begun = Instant::now();
     let report = convert(&options, &mut Silent).map_err(|error| error.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();

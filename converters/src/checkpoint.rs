@@ -54,6 +54,9 @@ struct Place {
 /// The largest real JSON file is a tokenizer.json of 8 MB, the largest index one of 10 MB.
 const MAX_JSON_BYTES: u64 = 1 << 28;
 
+/// What is read ahead at once.
+const WINDOW_BYTES: u64 = 4 << 20;
+
 impl Checkpoint {
     /// Opens a directory.
     ///
@@ -135,6 +138,11 @@ impl Checkpoint {
         self.places.get(tensor).map_or(0, |place| place.bytes)
     }
 
+    /// Where a tensor lies: shard and offset, to be sorted by. Unknown tensors come first.
+    pub(crate) fn position(&self, tensor: &str) -> (usize, u64) {
+        self.places.get(tensor).map_or((0, 0), |place| (place.shard, place.start))
+    }
+
     /// Reads a piece of a tensor.
     ///
     /// # Errors
@@ -145,8 +153,28 @@ impl Checkpoint {
     pub fn read(&self, tensor: &str, at: u64, out: &mut [u8]) -> Result<(), Error> {
         let place = self.places.get(tensor).ok_or_else(|| Error::MissingTensor { tensor: tensor.into(), others: 0 })?;
         assert!(at.checked_add(out.len() as u64).is_some_and(|end| end <= place.bytes), "a piece of `{tensor}`");
+        let (window, next) = (at / WINDOW_BYTES, (at + out.len() as u64) / WINDOW_BYTES);
+        if window != next {
+            self.will_read_window(place, (next + 1) * WINDOW_BYTES);
+        } else if at == 0 {
+            self.will_read_window(place, WINDOW_BYTES);
+        }
         let shard = &self.shards[place.shard];
         read_at(&shard.file, place.start + at, out).map_err(Error::io("read", self.dir.join(&shard.name)))
+    }
+
+    /// Tells the system that the beginning of a tensor will be read soon. Several threads read one shard at several places, which
+    /// hides from the system that the shard as a whole is read from front to back.
+    pub(crate) fn will_read(&self, tensor: &str) {
+        if let Some(place) = self.places.get(tensor) {
+            self.will_read_window(place, 0);
+        }
+    }
+
+    fn will_read_window(&self, place: &Place, at: u64) {
+        if at < place.bytes {
+            advise(&self.shards[place.shard].file, place.start + at, WINDOW_BYTES.min(place.bytes - at));
+        }
     }
 
     /// Reads a whole tensor; for small ones.
@@ -245,6 +273,15 @@ fn weight_map(dir: &Path) -> Result<BTreeMap<String, Option<Vec<String>>>, Error
     }
     if shards.is_empty() { Err(bad("`weight_map` is empty")) } else { Ok(shards) }
 }
+
+#[cfg(target_os = "linux")]
+fn advise(file: &fs::File, at: u64, bytes: u64) {
+    // Only a hint: when the file system does not take it, reading is slower and nothing else.
+    let _ = rustix::fs::fadvise(file, at, std::num::NonZero::new(bytes), rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise(_: &fs::File, _: u64, _: u64) {}
 
 fn read_json(path: &Path) -> Result<Option<String>, Error> {
     let meta = match fs::metadata(path) {

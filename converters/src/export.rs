@@ -25,7 +25,7 @@ pub struct ExportOptions {
     pub force: bool,
     /// Bytes of a shard, about.
     pub shard_bytes: u64,
-    /// Worker threads; 0 = one for each core.
+    /// Worker threads; 0 = two for each core.
     pub threads: usize,
 }
 

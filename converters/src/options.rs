@@ -91,7 +91,7 @@ pub struct Options {
     pub split_max_bytes: Option<u64>,
     /// Memory that the conversion may use.
     pub memory_bytes: u64,
-    /// Worker threads; 0 = one for each core.
+    /// Worker threads; 0 = two for each core.
     pub threads: usize,
     /// Overwrite existing output, and give up an unfinished conversion with other settings. The same one is continued.
     pub force: bool,
@@ -125,10 +125,11 @@ impl Options {
     }
 }
 
-/// The number of workers that `asked` stands for.
+/// The number of workers that `asked` stands for: by default two for each core, because half of a worker's time is spent waiting
+/// for reads and for room in the page cache (docs/performance.md). More than 32 do not make a disk faster.
 pub(crate) fn thread_count(asked: usize) -> usize {
     match asked {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => (2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).min(32),
         n => n,
     }
 }

@@ -23,7 +23,7 @@ pub struct VerifyOptions {
     pub model: PathBuf,
     /// The checkpoint to compare with.
     pub against: Option<PathBuf>,
-    /// Worker threads; 0 = one for each core.
+    /// Worker threads; 0 = two for each core.
     pub threads: usize,
 }
 

@@ -40,7 +40,7 @@ pub struct Args {
     /// Memory to stay within
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
     memory: u64,
-    /// Threads [default: one for each core]
+    /// Threads [default: two for each core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
     /// Bring finished data to the disk after this much; a kill costs no more than that

@@ -18,7 +18,7 @@ pub struct Args {
     /// Size of the safetensors files, about
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_bytes)]
     shard_size: u64,
-    /// Threads [default: one for each core]
+    /// Threads [default: two for each core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
     /// Write into a directory that already holds a checkpoint

@@ -14,7 +14,7 @@ pub struct Args {
     /// Checkpoint to compare with, tensor by tensor
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
-    /// Threads [default: one for each core]
+    /// Threads [default: two for each core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
 }
