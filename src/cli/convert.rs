@@ -186,7 +186,7 @@ fn print_report(report: &Report, begun: Instant, out: &mut dyn Write) -> anyhow:
         bytes => format!(" ({} were there already)", exact(bytes)),
     };
     let rate = human::bytes((written as f64 / elapsed.as_secs_f64()) as u64);
-    eprintln!("wrote {} in {}, {rate}/s{resumed}", exact(written), human::duration(elapsed));
+    eprintln!("wrote {} in {}, {rate}/s{resumed}", exact(written), human::elapsed(elapsed));
     Ok(())
 }
 

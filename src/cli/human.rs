@@ -84,6 +84,15 @@ pub(super) fn duration(d: Duration) -> String {
     }
 }
 
+/// How long something took, rounded for people: `95 ms`, `12.4 s`, `7 min 5 s`.
+pub(super) fn elapsed(d: Duration) -> String {
+    match d.as_secs_f64() {
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 60.0 => format!("{s:.1} s"),
+        _ => format!("{} min {} s", d.as_secs() / 60, d.as_secs() % 60),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +156,13 @@ mod tests {
             [(0.5, "500.000µs"), (213.4, "213.400ms"), (1534.0, "1.534s"), (62_350.0, "1m2.35s"), (3.7e6, "1h1m40s")]
         {
             assert_eq!(duration(Duration::from_secs_f64(ms / 1e3)), text);
+        }
+    }
+
+    #[test]
+    fn elapsed_times() {
+        for (ms, text) in [(95, "95 ms"), (12_440, "12.4 s"), (425_000, "7 min 5 s")] {
+            assert_eq!(elapsed(Duration::from_millis(ms)), text);
         }
     }
 }
