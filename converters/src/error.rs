@@ -257,7 +257,7 @@ pub enum Error {
 
     // ---- export and verify
     /// The GGUF file was not made by this converter, or keys are missing.
-    #[error("`{path}` cannot be exported: {reason}")]
+    #[error("`{path}` cannot be taken back to a checkpoint: {reason}")]
     NotOurs {
         /// The file.
         path: PathBuf,

@@ -54,6 +54,7 @@ pub struct ExportReport {
 }
 
 const CHUNK_BYTES: usize = 2 << 20;
+const INDEX: &str = "model.safetensors.index.json";
 
 /// One safetensors file being written.
 struct Shard {
@@ -79,10 +80,11 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
     let stored = Stored::open(&options.model, DraftFile::Required)?;
     refuse_lossy(&stored)?;
     let dir = &options.directory;
-    let index_path = dir.join("model.safetensors.index.json");
-    if !options.force && (index_path.exists() || dir.join("config.json").exists()) {
+    let index_path = dir.join(INDEX);
+    if !options.force && holds_a_checkpoint(dir, &stored) {
         return Err(Error::Exists { path: dir.clone() });
     }
+    verify::check_draft(&stored)?;
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
 
     let (shards, places) = create_shards(&stored, options)?;
@@ -126,6 +128,12 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
     };
     workers::run(thread_count(options.threads), &items, work, |event| verify::advance(event, progress))?;
 
+    // A former checkpoint's index would make a mixture of old and new shards look finished.
+    if let Err(error) = fs::remove_file(&index_path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(Error::io("remove", &index_path)(error));
+    }
     for shard in &shards {
         shard.file.sync_all().map_err(Error::io("sync", &shard.unfinished))?;
         let path = dir.join(&shard.name);
@@ -137,6 +145,15 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
     // Last: with its index the directory is a checkpoint.
     write_text(&index_path, &index(&stored, &shards, &places, total))?;
     Ok(ExportReport { tensors: stored.released.len(), shards: shards.len(), bytes: total })
+}
+
+/// Whether something in the directory would be replaced, or taken for a part of what is exported.
+fn holds_a_checkpoint(dir: &Path, stored: &Stored) -> bool {
+    let mut texts = stored.json.iter().map(|(name, _)| *name).chain([INDEX]);
+    let shard = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"))
+    };
+    texts.any(|name| dir.join(name).exists()) || fs::read_dir(dir).is_ok_and(|mut entries| entries.any(shard))
 }
 
 fn refuse_lossy(stored: &Stored) -> Result<(), Error> {

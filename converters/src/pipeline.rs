@@ -342,7 +342,12 @@ fn sealed_files_are_there(prepared: &Prepared) -> bool {
 }
 
 fn refuse_existing(options: &Options, prepared: &Prepared) -> Result<(), Error> {
-    match prepared.files.iter().flat_map(|output| &output.paths).find(|path| path.exists()) {
+    let paths = || prepared.files.iter().flat_map(|output| &output.paths);
+    // Seen now and not when all is converted and renaming fails.
+    if let Some(directory) = paths().find(|path| path.is_dir()) {
+        return Err(Error::io("write to", directory)(std::io::ErrorKind::IsADirectory.into()));
+    }
+    match paths().find(|path| path.exists()) {
         Some(path) if !options.force => Err(Error::Exists { path: path.clone() }),
         _ => Ok(()),
     }

@@ -73,18 +73,7 @@ pub fn verify(options: &VerifyOptions, progress: &mut dyn Progress) -> Result<Ve
     };
     workers::run(threads, &items, work, |event| advance(event, progress))?;
 
-    if let Some(draft) = stored.files.get(1) {
-        let paths: Vec<PathBuf> = draft.file.shards().map(Into::into).collect();
-        let recorded = stored.files[0].file.metadata().str(DRAFT_SHA256)?;
-        let computed = hash_files(&paths)?;
-        if recorded != computed {
-            return Err(Error::Checksum {
-                tensor: draft.path.display().to_string(),
-                recorded: recorded.into(),
-                computed,
-            });
-        }
-    }
+    check_draft(&stored)?;
     let compared = checkpoint.map(|checkpoint| compare_with(&stored, &checkpoint, threads, progress)).transpose()?;
     let missing_draft = stored.files[0].file.metadata().opt_str(DRAFT_FILE)?.filter(|_| stored.files.len() == 1);
     let lossy = stored.released.iter().filter(|one| !one.lossless).count();
@@ -94,6 +83,19 @@ pub fn verify(options: &VerifyOptions, progress: &mut dyn Progress) -> Result<Ve
         compared,
         missing_draft: missing_draft.map(Into::into),
     })
+}
+
+/// The draft file, if it is there, against the checksum that the model records: a draft's own checksums only show that it is some
+/// whole draft, not that it is this model's.
+pub(crate) fn check_draft(stored: &Stored) -> Result<(), Error> {
+    let Some(draft) = stored.files.get(1) else { return Ok(()) };
+    let paths: Vec<PathBuf> = draft.file.shards().map(Into::into).collect();
+    let recorded = stored.files[0].file.metadata().str(DRAFT_SHA256)?;
+    let computed = hash_files(&paths)?;
+    if recorded == computed {
+        return Ok(());
+    }
+    Err(Error::Checksum { tensor: draft.path.display().to_string(), recorded: recorded.into(), computed })
 }
 
 /// The checkpoint's bytes against the recorded checksums, JSON files included.

@@ -303,6 +303,15 @@ fn existing_output_needs_force() {
 }
 
 #[test]
+fn an_output_that_is_a_directory_is_refused_before_anything_is_converted() {
+    let place = Place::new(&mtp());
+    fs::create_dir(place.output()).unwrap();
+    let error = convert(&Options { force: true, ..place.options() }, &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("cannot write to"), "{error}");
+    assert_eq!(place.listing(), ["model.gguf"]);
+}
+
+#[test]
 fn a_memory_budget_that_is_too_small_is_refused() {
     let place = Place::new(&mtp());
     let error = convert(&Options { memory_bytes: 1 << 20, ..place.options() }, &mut Silent).unwrap_err();

@@ -1,4 +1,4 @@
-//! Interrupted conversions are continued. (Kills of a real process: tests/cli/convert.rs of the server's package.)
+//! Interrupted conversions are continued. (Kills of a real process: tests/convert.rs of the root package.)
 
 use std::fs;
 

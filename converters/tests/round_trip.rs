@@ -219,6 +219,31 @@ fn export_needs_the_draft_and_does_not_overwrite() {
 }
 
 #[test]
+fn export_refuses_the_draft_of_another_model() {
+    let (place, other) = (Place::new(&mtp()), Place::new(&Spec { seed: 2, ..mtp() }));
+    place.convert().unwrap();
+    other.convert().unwrap();
+    let draft = place.dir.path().join("model.draft.gguf");
+    fs::copy(other.dir.path().join("model.draft.gguf"), &draft).unwrap();
+    let back = place.dir.path().join("back");
+    let error = export(&ExportOptions::new(place.output(), &back), &mut Silent).unwrap_err();
+    assert!(matches!(&error, Error::Checksum { tensor, .. } if tensor.ends_with("model.draft.gguf")), "{error}");
+    assert!(!back.exists(), "nothing was written");
+}
+
+#[test]
+fn export_spares_a_directory_with_shards_but_no_index() {
+    let place = Place::new(&mtp());
+    place.convert().unwrap();
+    let back = place.dir.path().join("back");
+    fs::create_dir(&back).unwrap();
+    fs::write(back.join("model-00001-of-00001.safetensors"), b"mine").unwrap();
+    let options = ExportOptions::new(place.output(), &back);
+    assert!(matches!(export(&options, &mut Silent), Err(Error::Exists { .. })));
+    assert_eq!(fs::read(back.join("model-00001-of-00001.safetensors")).unwrap(), b"mine");
+}
+
+#[test]
 fn a_gguf_of_somebody_else_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.gguf");

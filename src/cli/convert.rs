@@ -34,7 +34,7 @@ pub struct Args {
     /// Name to record in the file [default: the directory's name]
     #[arg(long)]
     name: Option<String>,
-    /// Cut the output into files of at most this size
+    /// Cut the output into files of at most this much tensor data; a larger tensor gets one of its own
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     split_max_size: Option<u64>,
     /// Memory to stay within
