@@ -198,6 +198,16 @@ fn abort_down(settings: &Settings) {
 }
 
 #[test]
+fn a_step_may_be_smaller_than_the_number_of_sequences() {
+    let mut engine = load(&Settings { n_batch: 1, n_outputs: 0, ..exact() });
+    let text = text(12, engine.info().n_vocab);
+    let expected = logits(&mut *load(&exact()), 0, 0, &text, 12);
+    for seq in [0, 2] {
+        assert_close(&format!("sequence {seq}"), &logits(&mut *engine, seq, 0, &text, 1), &expected);
+    }
+}
+
+#[test]
 fn no_misuse_ends_the_process() {
     let mut engine = load(&Settings { n_batch: 64, n_outputs: 8, ..exact() });
     let n_vocab = engine.info().n_vocab as u32;

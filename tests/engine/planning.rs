@@ -88,6 +88,9 @@ fn what_is_asked_for_is_planned_or_refused() {
     let long = self::plan(&Settings { n_ctx: 5000, ..Settings::default() }, 16 * GIB).unwrap();
     assert_eq!(long.n_ctx, 4096);
     assert!(long.notes[0].contains("5000 tokens of context were asked for"), "{long}");
+    let wide = self::plan(&Settings { n_batch: usize::MAX, ..Settings::default() }, 16 * GIB).unwrap();
+    assert_eq!((wide.n_batch, wide.n_ubatch), (8192, 8192));
+    assert!(wide.notes[0].contains("tokens a step were asked for"), "{wide}");
     let unrepacked = self::plan(&Settings { repack: false, ..Settings::default() }, 16 * GIB).unwrap();
     assert!(!unrepacked.repack && unrepacked.to_string().contains("(mapped)"));
 

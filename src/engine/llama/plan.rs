@@ -17,6 +17,10 @@ const DEFAULT_SEQUENCES: usize = 16;
 /// Tokens of one step.
 const DEFAULT_BATCH: usize = 512;
 
+/// Most tokens of one step. llama.cpp reserves 40 graph nodes per token and ends the process when it gets no memory for
+/// them; nothing is gained that far out.
+const MAX_BATCH: usize = 8192;
+
 /// llama.cpp rounds a sequence's context up to this.
 const ROUND: usize = 256;
 
@@ -43,7 +47,12 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
     }
     // Steps smaller than 512 waste bandwidth on weights that are read once per step, larger ones gain little on a CPU and
     // make others wait: docs/performance.md has the figures.
-    let n_batch = or(settings.n_batch, DEFAULT_BATCH);
+    let asked_batch = or(settings.n_batch, DEFAULT_BATCH);
+    // Pooling needs a whole text in one step, and those architectures have graphs of a fixed size.
+    let n_batch = if settings.embedding { asked_batch } else { asked_batch.min(MAX_BATCH) };
+    if n_batch < asked_batch {
+        notes.push(format!("{asked_batch} tokens a step were asked for; the most is {MAX_BATCH}"));
+    }
     let base = Settings {
         n_threads: or(settings.n_threads, machine::compute_threads()),
         n_batch,
@@ -200,7 +209,8 @@ impl Probe<'_> {
         }
         Settings {
             n_ubatch: self.base.n_ubatch.min(n_batch),
-            n_outputs: or(self.base.n_outputs, n_seq_max).min(n_batch),
+            // llama.cpp asserts one for each sequence, also where a step is smaller than that.
+            n_outputs: or(self.base.n_outputs, n_seq_max).min(n_batch).max(n_seq_max),
             ..settings
         }
     }
