@@ -286,7 +286,7 @@ pub struct Settings {
     pub n_ctx: usize,
     /// Sequences held at once; 0 = 16, fewer when memory is short.
     pub n_seq_max: usize,
-    /// Most tokens of one step; 0 = 512.
+    /// Most tokens of one step; 0 = 512. `llama` takes at most 8192, except for embeddings.
     pub n_batch: usize,
     /// Tokens that are computed together inside a step; 0 = `n_batch`.
     pub n_ubatch: usize,

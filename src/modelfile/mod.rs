@@ -15,7 +15,7 @@ use serde_json::Value;
 
 pub use create::{Base, Changes, Error as CreateError, Event, Events, Spec, create};
 pub use parse::{Error, Fault, Parsed, is_version, parameter, parse, parse_bytes};
-pub use write::{Unwritable, write};
+pub use write::{Unwritable, number, write};
 
 /// The instructions of a Modelfile, in order.
 #[derive(Clone, Debug, Default, PartialEq)]

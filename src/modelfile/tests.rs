@@ -153,6 +153,16 @@ fn instruction() -> impl Strategy<Value = Instruction> {
     ]
 }
 
+#[test]
+fn numbers_are_written_as_go_writes_them() {
+    for (value, expected) in [(json!(0.0), "0"), (json!(0.7), "0.7"), (json!(-2.0), "-2"), (json!(4096), "4096")] {
+        let instructions =
+            vec![Instruction::From("x".into()), Instruction::Parameter { name: "temperature".into(), value }];
+        let text = write(&Modelfile { instructions }).unwrap();
+        assert_eq!(text, format!("FROM x\nPARAMETER temperature {expected}\n"));
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_written_is_read_back(first in text(), rest in prop::collection::vec(instruction(), 0..6)) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::{Instruction, Modelfile};
 
@@ -57,11 +57,19 @@ fn line(text: &mut String, instruction: &'static str, value: &str) -> Result<(),
 fn parameter(value: &Value) -> Result<String, Unwritable> {
     match value {
         Value::String(text) => quote("PARAMETER", text),
-        Value::Number(number) => Ok(number.to_string()),
+        Value::Number(value) => Ok(number(value)),
         Value::Bool(flag) => Ok(flag.to_string()),
         Value::Null | Value::Array(_) | Value::Object(_) => {
             Err(Unwritable { instruction: "PARAMETER", reason: "it is neither a text nor a number nor a truth value" })
         }
+    }
+}
+
+/// As Go prints it, which reads every number as a float: whole ones have no point.
+pub fn number(value: &Number) -> String {
+    match value.as_f64() {
+        Some(float) if value.is_f64() && float.fract() == 0.0 && float.abs() < 1e15 => format!("{float:.0}"),
+        _ => value.to_string(),
     }
 }
 

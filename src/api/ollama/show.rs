@@ -119,11 +119,7 @@ fn parameters(params: &Map<String, Value>) -> String {
         };
         for value in values {
             let value = match value {
-                // Go reads every number as a float and prints whole ones without a point.
-                Value::Number(n) => match n.as_f64() {
-                    Some(float) if n.is_f64() && float.fract() == 0.0 && float.abs() < 1e15 => format!("{float:.0}"),
-                    _ => n.to_string(),
-                },
+                Value::Number(number) => modelfile::number(number),
                 value => value.to_string(),
             };
             lines.push(format!("{name:<PARAMETER_COLUMN$} {value}"));

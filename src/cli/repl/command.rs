@@ -240,6 +240,7 @@ pub(super) fn parameter_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(parameter_text).collect::<Vec<_>>().join(", "),
+        Value::Number(number) => modelfile::number(number),
         other => other.to_string(),
     }
 }
