@@ -124,7 +124,7 @@ impl Run<'_> {
         items.sort_by_key(source);
         items.iter_mut().enumerate().for_each(|(number, item)| item.number = number);
         progress.begin(Phase::Converting, total);
-        progress.advance(resumed);
+        progress.resumed(resumed);
 
         let mut batch = Batch { bytes: 0, begun: Instant::now(), entries: Vec::new() };
         let Run { options, prepared, journal, threads, chunk_bytes } = &mut self;

@@ -19,6 +19,10 @@ pub trait Progress {
     fn begin(&mut self, phase: Phase, bytes: u64);
     /// So many more bytes of the current phase are done.
     fn advance(&mut self, bytes: u64);
+    /// So many bytes of the current phase were done by an earlier run: they say nothing about speed.
+    fn resumed(&mut self, bytes: u64) {
+        self.advance(bytes);
+    }
     /// Something the user should know; not an error.
     fn warn(&mut self, message: &str);
     /// Asked between pieces of work; `true` stops with [`crate::Error::Cancelled`], and the work can be resumed.

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     name: Option<String>,
     /// Cut the output into files of at most this much tensor data; a larger tensor gets one of its own
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_split)]
     split_max_size: Option<u64>,
     /// Memory to stay within
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
@@ -55,6 +55,16 @@ pub struct Args {
     /// Overwrite existing output, and give up an unfinished conversion with other settings
     #[arg(long)]
     force: bool,
+}
+
+/// A size below this makes thousands of files of a real model; it is a slip.
+const LEAST_SPLIT_BYTES: u64 = 1 << 20;
+
+fn parse_split(text: &str) -> Result<u64, String> {
+    match parse_bytes(text).map_err(|error| error.to_string())? {
+        bytes if bytes < LEAST_SPLIT_BYTES => Err("the least is 1MiB".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 fn dense() -> impl TypedValueParser<Value = Dense> {
@@ -233,6 +243,13 @@ impl Progress for Bar {
     fn advance(&mut self, bytes: u64) {
         if let Some(bar) = &self.0 {
             bar.inc(bytes);
+        }
+    }
+
+    fn resumed(&mut self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(bytes);
+            bar.reset_eta();
         }
     }
 

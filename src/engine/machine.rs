@@ -32,9 +32,14 @@ pub fn cpu_name() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
+/// Threads that can run at the same time in this process.
+pub fn logical_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Threads to compute with: physical cores that this process may use, at most the CPU quota rounded down, at least one.
 pub fn compute_threads() -> usize {
-    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    let logical = logical_cores();
     let physical = physical_cores(Path::new("/sys/devices/system/cpu")).unwrap_or(logical);
     let quota = own_cgroups().iter().filter_map(|dir| cgroup_cpu_quota(dir)).min();
     logical.min(physical).min(quota.unwrap_or(usize::MAX)).max(1)

@@ -53,12 +53,14 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
     if n_batch < asked_batch {
         notes.push(format!("{asked_batch} tokens a step were asked for; the most is {MAX_BATCH}"));
     }
-    let base = Settings {
-        n_threads: or(settings.n_threads, machine::compute_threads()),
-        n_batch,
-        n_ubatch: or(settings.n_ubatch, n_batch).min(n_batch),
-        ..settings.clone()
-    };
+    // ggml's threads spin while they wait for each other: more than can run at once make a step take seconds.
+    let asked_threads = or(settings.n_threads, machine::compute_threads());
+    let n_threads = asked_threads.min(machine::logical_cores());
+    if n_threads < asked_threads {
+        notes.push(format!("{asked_threads} threads were asked for; this machine runs {n_threads} at a time"));
+    }
+    let base =
+        Settings { n_threads, n_batch, n_ubatch: or(settings.n_ubatch, n_batch).min(n_batch), ..settings.clone() };
     let probe = Probe { file, checked: &checked, base: &base, model: OnceCell::new() };
 
     let weights = file.tensor_bytes();

@@ -71,9 +71,12 @@ pub(super) fn read(
     }
     let mut state = Vec::new();
     from.take(len).read_to_end(&mut state)?;
+    if state.len() as u64 != len {
+        return bad("it is damaged: its end is missing");
+    }
     let mut sum = [0_u8; 32];
     from.read_exact(&mut sum)?;
-    if state.len() as u64 != len || sum != checksum(Pos(next), &state) {
+    if sum != checksum(Pos(next), &state) {
         return bad("it is damaged");
     }
     Ok((Pos(next), state))

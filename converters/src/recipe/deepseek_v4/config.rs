@@ -147,6 +147,14 @@ impl Config {
         if !(parsed.num_attention_heads * parsed.head_dim).is_multiple_of(parsed.o_groups) {
             return Err(Error::config("o_groups", "does not divide num_attention_heads x head_dim"));
         }
+        for (field, value, limit_field, limit) in [
+            ("qk_rope_head_dim", u64::from(parsed.qk_rope_head_dim), "head_dim", parsed.head_dim),
+            ("num_experts_per_tok", parsed.num_experts_per_tok, "n_routed_experts", u64::from(parsed.n_routed_experts)),
+        ] {
+            if value > limit {
+                return Err(Error::config(field, format!("is {value}, more than {limit_field}, which is {limit}")));
+            }
+        }
         Ok(parsed)
     }
 
