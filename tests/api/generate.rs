@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::http::Reply;
 use crate::support::model::{self, Parts};
 use crate::support::{Server, answers, transcript};
-use fathom::engine::scripted::{Play, Script};
+use fathom::engine::scripted::Script;
 
 /// The `response` fields of all lines, joined.
 fn response(reply: &Reply) -> String {
@@ -350,7 +350,7 @@ fn what_a_model_cannot_do_is_refused() {
 
 #[test]
 fn a_client_that_leaves_is_not_computed_for() {
-    let endless = Script { play: Play::Hash, step_delay_us: 500, n_ctx: Some(100_000), ..Script::default() };
+    let endless = Script { step_delay_us: 500, n_ctx: Some(100_000), ..answers(&[&"x".repeat(90_000)]) };
     let server = Server::start(endless);
     let mut exchange = server.open("/api/generate", &json!({"model": "tiny", "prompt": "A", "raw": true}));
     for _ in 0..3 {
