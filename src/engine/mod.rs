@@ -292,7 +292,7 @@ pub struct Settings {
     pub n_ubatch: usize,
     /// Most rows of output one step may ask for; 0 = one per sequence. A row is as wide as the vocabulary, so this is memory.
     pub n_outputs: usize,
-    /// 0 = physical cores within the CPU quota.
+    /// 0 = physical cores within the CPU quota; never more than the machine runs at a time.
     pub n_threads: usize,
     /// Layers on the GPU; `None` = as many as fit.
     pub n_gpu_layers: Option<u32>,
