@@ -245,6 +245,8 @@ fn store_status(error: &store::Error) -> StatusCode {
 fn scheduler_status(error: &scheduler::Error) -> StatusCode {
     match error {
         scheduler::Error::Busy { .. } | scheduler::Error::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        // Its answer had begun, or it would not have stalled.
+        scheduler::Error::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
         scheduler::Error::EmptyPrompt
         | scheduler::Error::PromptTooLong { .. }
         | scheduler::Error::UnknownToken { .. }

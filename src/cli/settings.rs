@@ -92,6 +92,7 @@ pub(super) fn scheduler(config: &Config) -> scheduler::Settings {
         max_queue: config.max_queue,
         memory_bytes: config.memory,
         prefix_bytes: usize::try_from(config.prefix_cache).unwrap_or(usize::MAX),
+        stall_limit: config.stall_limit,
         ..scheduler::Settings::default()
     }
 }

@@ -47,6 +47,8 @@ pub struct Config {
     pub memory: Option<u64>,
     /// Bytes per loaded model for states of prompts that may come again.
     pub prefix_cache: u64,
+    /// How long a client may read nothing of its answer before its request ends; `None` = for ever.
+    pub stall_limit: Option<Duration>,
     /// The server ends when no model was loaded for this long; zero = it does not, `None` = nobody said.
     pub idle_exit: Option<Duration>,
     /// Whether the server removes blobs that no model uses when it starts.
@@ -177,6 +179,7 @@ impl Config {
             max_queue: 512,
             memory: None,
             prefix_cache: 1 << 30,
+            stall_limit: Some(Duration::from_secs(5 * 60)),
             idle_exit: None,
             prune: true,
             engine: "auto".into(),
@@ -304,6 +307,7 @@ mod tests {
             ("MAX_QUEUE", "2"),
             ("MEMORY", "1GiB"),
             ("PREFIX_CACHE", "1MiB"),
+            ("STALL_LIMIT", "0"),
             ("IDLE_EXIT", "1h"),
             ("ENGINE", "scripted"),
             ("CONTEXT_LENGTH", "100"),

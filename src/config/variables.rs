@@ -126,6 +126,19 @@ pub static VARIABLES: &[Variable] = &[
         },
     },
     Variable {
+        name: "STALL_LIMIT",
+        flag: Some("stall-limit"),
+        ollama: false,
+        group: Group::Server,
+        value: "DURATION",
+        default: "5m",
+        help: "How long a client may read nothing of its answer before the request ends with an error; a tenth of it while other requests wait for its place; 0 or negative = no limit",
+        set: |c, v, _| {
+            c.stall_limit = parse_duration(v).map_err(|e| e.to_string())?.filter(|limit| !limit.is_zero());
+            Ok(())
+        },
+    },
+    Variable {
         name: "IDLE_EXIT",
         flag: Some("idle-exit"),
         ollama: false,

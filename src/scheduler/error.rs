@@ -1,6 +1,7 @@
 //! Why a request could not be answered. Cheap to clone: one failed load answers everyone who waited for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine;
 use crate::sampler;
@@ -22,6 +23,9 @@ pub enum Error {
     /// One step failed; the request's sequence is gone, the model stays loaded.
     #[error("running `{model}` failed: {source}")]
     Step { model: String, source: Arc<engine::Error> },
+    /// The client kept its connection and read nothing of its answer ([`super::Settings::stall_limit`]).
+    #[error("the client read nothing of its answer for {} s; the request was ended", .limit.as_secs_f64())]
+    Stalled { limit: Duration },
     #[error("the prompt is empty")]
     EmptyPrompt,
     #[error("the prompt has {tokens} tokens, the context holds {n_ctx}")]

@@ -252,6 +252,7 @@ impl Keeper {
             metrics: self.metrics.clone(),
             prefix_bytes: self.settings.prefix_bytes,
             prefill_quantum: self.settings.prefill_quantum,
+            stall_limit: self.settings.stall_limit,
         };
         self.metrics.loads.inc();
         // Linux shows 15 bytes of a thread's name.
@@ -318,6 +319,7 @@ struct Thread {
     metrics: Metrics,
     prefix_bytes: usize,
     prefill_quantum: usize,
+    stall_limit: Option<Duration>,
 }
 
 impl Thread {
@@ -408,6 +410,7 @@ impl Thread {
             metrics: self.metrics.clone(),
             prefix_bytes,
             prefill_quantum: self.prefill_quantum,
+            stall_limit: self.stall_limit,
         };
         let mut worker = Worker::new(engine, setup);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run())) {

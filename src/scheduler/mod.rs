@@ -54,6 +54,9 @@ pub struct Settings {
     pub prefix_bytes: usize,
     /// Most prefill tokens of one step while another sequence decodes, so that a long prompt does not stall running answers.
     pub prefill_quantum: usize,
+    /// How long a client may take nothing of its answer before its request ends with [`Error::Stalled`]: its sequence is idle
+    /// meanwhile, and nobody else can have it. A tenth of it while others wait for a sequence. `None` = no limit.
+    pub stall_limit: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -68,6 +71,8 @@ impl Default for Settings {
             prefix_bytes: 1 << 30,
             // What other servers of this family settled on: small enough for a steady stream beside a prefill of 100k tokens.
             prefill_quantum: 128,
+            // As long as an unused model stays. A paused terminal has some thousand tokens in socket buffers before it counts.
+            stall_limit: Some(Duration::from_secs(300)),
         }
     }
 }
@@ -226,7 +231,7 @@ impl Lease {
             let ends = ready.tokenizer.ends().iter().filter(|t| (t.0 as usize) < info.n_vocab);
             params.logit_bias.extend(ends.map(|t| (*t, f32::NEG_INFINITY)));
         }
-        let (sender, events) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(EVENTS + 1);
         let job = Job {
             id,
             prompt: tokens,

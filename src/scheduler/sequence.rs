@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::Want;
@@ -46,25 +47,40 @@ pub(super) enum Readiness {
 pub(super) struct Client {
     sender: mpsc::Sender<Event>,
     unsent: VecDeque<Event>,
+    /// Room in the channel for the reason of an early end, however little the client reads.
+    last_word: Option<OwnedPermit<Event>>,
+    /// Since when it has taken nothing although something waits for it.
+    stalled_since: Option<Instant>,
     /// Dropped last.
     _lease: Box<dyn Send>,
 }
 
 impl Client {
+    /// The channel must have room for one event more than are to be sent ahead: the last word.
     pub(super) fn new(sender: mpsc::Sender<Event>, lease: Box<dyn Send>) -> Self {
-        Client { sender, unsent: VecDeque::new(), _lease: lease }
+        let last_word = sender.clone().try_reserve_owned().ok();
+        Client { sender, unsent: VecDeque::new(), last_word, stalled_since: None, _lease: lease }
     }
 
-    pub(super) fn send(&mut self, event: Event) {
+    /// Sends it, or keeps it until there is room.
+    pub(super) fn send(&mut self, event: Event) -> Readiness {
         self.unsent.push_back(event);
-        self.flush();
+        self.send_unsent()
     }
 
-    /// Sends what can be sent now.
-    pub(super) fn flush(&mut self) -> Readiness {
+    /// Sends what can be sent now, and notices since when nothing can be.
+    pub(super) fn flush(&mut self, now: Instant) -> Readiness {
+        let readiness = self.send_unsent();
+        if readiness == Readiness::Slow {
+            self.stalled_since.get_or_insert(now);
+        }
+        readiness
+    }
+
+    fn send_unsent(&mut self) -> Readiness {
         while let Some(event) = self.unsent.pop_front() {
             match self.sender.try_send(event) {
-                Ok(()) => {}
+                Ok(()) => self.stalled_since = None,
                 Err(TrySendError::Full(event)) => {
                     self.unsent.push_front(event);
                     return Readiness::Slow;
@@ -73,6 +89,18 @@ impl Client {
             }
         }
         if self.sender.is_closed() { Readiness::Gone } else { Readiness::Ready }
+    }
+
+    /// Since when it has taken nothing of what waits for it; `None` for a client that keeps up.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
+    }
+
+    /// Ends with `error`, after what has been sent; what has not been is dropped.
+    pub(super) fn cut(mut self, error: Error) {
+        if let Some(room) = self.last_word.take() {
+            room.send(Event::Failed(error));
+        }
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! One turn of the loop looks at everything that may have changed (new requests, clients that left, slow readers that caught
 //! up), gives free sequences to waiting requests, and computes one step. Without anything to compute the thread sleeps until
-//! [`Control::wake`].
+//! [`Control::wake`], or until a client has read nothing for so long that its request ends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -28,6 +28,21 @@ pub(super) struct Setup {
     pub(super) metrics: Metrics,
     pub(super) prefix_bytes: usize,
     pub(super) prefill_quantum: usize,
+    /// See [`super::Settings::stall_limit`].
+    pub(super) stall_limit: Option<Duration>,
+}
+
+/// While others wait for a sequence, a stalled client has this part of the limit.
+const CROWDED: u32 = 10;
+
+/// What one turn of the loop came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Computed,
+    /// Nothing to compute until something is heard, or until this time.
+    Idle(Option<Instant>),
+    /// It was told to end, and has.
+    Ended,
 }
 
 /// One worker's part of the gauges.
@@ -57,9 +72,9 @@ impl Slot {
     }
 
     /// What can be computed: nothing for a client that has not read what is there.
-    fn want(&mut self) -> Want {
+    fn want(&mut self, now: Instant) -> Want {
         match &mut self.running {
-            Some(sequence) => match sequence.client.flush() {
+            Some(sequence) => match sequence.client.flush(now) {
                 Readiness::Ready => sequence.want(),
                 Readiness::Slow | Readiness::Gone => Want::Nothing,
             },
@@ -118,19 +133,31 @@ impl Worker {
     /// Serves until it is told to end.
     pub(super) fn run(&mut self) {
         loop {
-            self.take_jobs();
-            self.look_after_clients();
-            match self.setup.control.ending() {
-                End::Now => return self.fail_all(&Error::ShuttingDown),
-                End::Idle if self.is_idle() => return,
-                _ => {}
-            }
-            self.admit();
-            self.count();
-            if !self.step() {
-                std::thread::park();
+            let now = Instant::now();
+            match self.turn(now) {
+                Turn::Computed => {}
+                Turn::Idle(None) => std::thread::park(),
+                Turn::Idle(Some(until)) => std::thread::park_timeout(until.saturating_duration_since(now)),
+                Turn::Ended => return,
             }
         }
+    }
+
+    /// Looks around and computes one step.
+    pub(super) fn turn(&mut self, now: Instant) -> Turn {
+        self.take_jobs();
+        self.look_after_clients(now);
+        match self.setup.control.ending() {
+            End::Now => {
+                self.fail_all(&Error::ShuttingDown);
+                return Turn::Ended;
+            }
+            End::Idle if self.is_idle() => return Turn::Ended,
+            _ => {}
+        }
+        self.admit(now);
+        self.count();
+        if self.step(now) { Turn::Computed } else { Turn::Idle(self.next_stall()) }
     }
 
     /// Everything that is not finished ends with `error`. Nothing is taken after this.
@@ -138,8 +165,8 @@ impl Worker {
         self.setup.jobs.close();
         self.take_jobs();
         let running = self.slots.iter_mut().filter_map(|slot| slot.running.take()).map(|sequence| sequence.end().0);
-        for mut client in running.chain(self.waiting.drain(..).map(|job| job.client)) {
-            client.send(Event::Failed(error.clone()));
+        for client in running.chain(self.waiting.drain(..).map(|job| job.client)) {
+            client.cut(error.clone());
             self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
         }
         self.leaving.clear();
@@ -168,14 +195,14 @@ impl Worker {
         metrics.prefix_bytes.inc_by(change(before.prefix_bytes, now.prefix_bytes));
     }
 
-    /// Sends what slow readers have made room for; drops the requests of clients that left.
-    fn look_after_clients(&mut self) {
-        self.leaving.retain_mut(|client| client.flush() == Readiness::Slow);
+    /// Sends what slow readers have made room for; drops the requests of clients that left or have stalled.
+    fn look_after_clients(&mut self, now: Instant) {
+        self.leaving.retain_mut(|client| client.flush(now) == Readiness::Slow);
         let before = self.waiting.len();
-        self.waiting.retain_mut(|job| job.client.flush() != Readiness::Gone);
+        self.waiting.retain_mut(|job| job.client.flush(now) != Readiness::Gone);
         let mut cancelled = before - self.waiting.len();
         for slot in &mut self.slots {
-            let gone = |sequence: &mut Sequence| sequence.client.flush() == Readiness::Gone;
+            let gone = |sequence: &mut Sequence| sequence.client.flush(now) == Readiness::Gone;
             if let Some(sequence) = slot.running.take_if(gone) {
                 cancelled += 1;
                 log_end(&self.setup.model, &sequence, "cancelled");
@@ -184,10 +211,46 @@ impl Worker {
             }
         }
         self.setup.metrics.requests.get_or_create(&EndLabel { reason: "cancelled" }).inc_by(cancelled as u64);
+        self.end_stalled(now);
+    }
+
+    /// How long a client may take nothing, now.
+    fn stall_limit(&self) -> Option<Duration> {
+        let free = self.slots.iter().filter(|slot| slot.running.is_none()).count();
+        let crowded = self.waiting.len() > free;
+        self.setup.stall_limit.map(|limit| if crowded { limit / CROWDED } else { limit })
+    }
+
+    /// Ends the requests of clients that have taken nothing for too long. Those whose answer is complete hold no sequence, but they
+    /// keep the model loaded.
+    fn end_stalled(&mut self, now: Instant) {
+        let Some(limit) = self.stall_limit() else { return };
+        let overdue =
+            |client: &Client| client.stalled_since().is_some_and(|since| now.saturating_duration_since(since) >= limit);
+        let error = Error::Stalled { limit };
+        for client in self.leaving.extract_if(.., |client| overdue(client)) {
+            client.cut(error.clone());
+        }
+        for slot in &mut self.slots {
+            if let Some(sequence) = slot.running.take_if(|sequence| overdue(&sequence.client)) {
+                self.setup.metrics.requests.get_or_create(&EndLabel { reason: "stalled" }).inc();
+                log_end(&self.setup.model, &sequence, "stalled");
+                let (client, past) = sequence.end();
+                slot.past = past;
+                client.cut(error.clone());
+            }
+        }
+    }
+
+    /// When the first client will have stalled for too long, if none takes anything until then.
+    fn next_stall(&self) -> Option<Instant> {
+        let running = self.slots.iter().filter_map(|slot| slot.running.as_ref()).map(|sequence| &sequence.client);
+        let since = running.chain(&self.leaving).filter_map(Client::stalled_since).min()?;
+        since.checked_add(self.stall_limit()?)
     }
 
     /// Gives free sequences to waiting requests, in their order.
-    fn admit(&mut self) {
+    fn admit(&mut self, now: Instant) {
         while let Some(job) = self.waiting.front() {
             if self.slots.iter().all(|slot| slot.running.is_some()) {
                 return;
@@ -207,7 +270,7 @@ impl Worker {
             };
             let info = self.engine.info();
             let remembers = info.support.checkpoint && self.setup.prefix_bytes > 0;
-            let sequence = Sequence::start(job, reused, info.n_ctx, remembers, Instant::now());
+            let sequence = Sequence::start(job, reused, info.n_ctx, remembers, now);
             tracing::debug!(
                 model = self.setup.model,
                 request = sequence.id,
@@ -270,9 +333,9 @@ impl Worker {
     }
 
     /// Computes one step; `false` when there is nothing to compute.
-    fn step(&mut self) -> bool {
+    fn step(&mut self, now: Instant) -> bool {
         self.wants.clear();
-        self.wants.extend(self.slots.iter_mut().map(Slot::want));
+        self.wants.extend(self.slots.iter_mut().map(|slot| slot.want(now)));
         self.planner.form(&self.wants, &mut self.shares);
         self.fill_batch();
         if self.batch.tokens.is_empty() {
@@ -386,8 +449,7 @@ impl Worker {
         let (mut client, past) = sequence.end();
         self.slots[slot].used = self.clock;
         self.slots[slot].past = past;
-        client.send(last);
-        if client.flush() == Readiness::Slow {
+        if client.send(last) == Readiness::Slow {
             self.leaving.push(client);
         }
     }

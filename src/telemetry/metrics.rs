@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 
-/// How a request ended: `stop`, `length`, `cancelled` or `failed`.
+/// How a request ended: `stop`, `length`, `cancelled`, `stalled` or `failed`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EndLabel {
     pub reason: &'static str,

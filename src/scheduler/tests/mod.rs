@@ -14,6 +14,7 @@ mod leaving;
 mod loading;
 mod reuse;
 mod running;
+mod stalling;
 
 const END: u32 = 1;
 /// The first ordinary token; `FIRST + i` is the i-th letter.
