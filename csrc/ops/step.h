@@ -34,13 +34,20 @@ typedef struct fathom_step {
 enum {
     FATHOM_ROW_F32 = 0,
     FATHOM_ROW_F16 = 1,
-    // What the released runtime keeps. A key/value row of d channels with r rotary ones: d-r bytes e4m3 in groups of 64,
-    // then (d-r)/64 bytes E8M0 scales (one byte of padding if their number is odd), then r BF16. 584 bytes at 512/64.
+    // What the released runtime keeps. A key/value row of d channels with r rotary ones: d-r bytes e4m3 in groups of 64
+    // (the last one may be shorter), then one byte E8M0 scale a group (one byte of padding if their number is odd), then
+    // r BF16. 584 bytes at 512/64. Rows begin at even addresses.
     FATHOM_ROW_FP8 = 2,
     // An index key of d channels after the Hadamard rotation: d/2 bytes e2m1 (element 2j in the low nibble of byte j),
     // then d/32 bytes E8M0. 68 bytes at 128.
     FATHOM_ROW_FP4 = 3,
 };
+
+// Bytes of one row of d channels, n_rot of them rotary (which matters to FATHOM_ROW_FP8 only); one row from f32 and to f32.
+// A row of FATHOM_ROW_FP4 holds what the numbers were after the Hadamard rotation, and comes back so.
+int64_t fathom_row_bytes(int32_t row_type, int32_t d, int32_t n_rot);
+void fathom_row_store(int32_t row_type, int32_t d, int32_t n_rot, const float * x, void * row);
+void fathom_row_load(int32_t row_type, int32_t d, int32_t n_rot, const void * row, float * x);
 
 // The compressed rows (or index keys) of one layer and one sequence. Row i lies in segment i >> log2_segment_rows. Full
 // segments are never written again and may be shared between sequences.
