@@ -1,5 +1,8 @@
-// All of csrc that Rust sees: plain C, fixed-width types, prefix `fathom_`. Rust's side: src/engine/llama/sys.rs.
+// All of csrc that Rust sees: plain C, fixed-width types, prefix `fathom_`.
+// Rust's side: src/kernels/sys.rs (generated from this file), src/engine/llama/sys.rs for `fathom_llama_*`.
 #pragma once
+
+#include "simd/kernels.h"
 
 #include <stdint.h>
 

@@ -25,6 +25,7 @@ pub mod completion;
 pub mod config;
 pub mod engine;
 pub mod ids;
+pub mod kernels;
 pub mod modelfile;
 pub mod sampler;
 pub mod scheduler;

@@ -6,6 +6,7 @@ mod api;
 mod chat;
 mod cli;
 mod convert;
+mod kernels;
 mod layers;
 mod render;
 mod support;

@@ -1,0 +1,58 @@
+//! Every kernel version that this processor can run against the reference of its op.
+
+mod expert_ffn;
+mod moe_route;
+
+/// Deterministic numbers (splitmix64): the same on every machine, so that a failure can be repeated.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// From [0, 1).
+    pub fn uniform(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// About normal, mean 0, deviation 1: a sum of uniform numbers.
+    pub fn normal(&mut self) -> f32 {
+        ((0..12).map(|_| self.uniform()).sum::<f32>()) - 6.0
+    }
+
+    pub fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+}
+
+/// Every element within `bound` times the root mean square of what is expected: sums of products err in proportion to the
+/// scale of the tensor, not of the element. Infinities and NaN must be where they are expected.
+#[track_caller]
+pub fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let squares: f64 = expected.iter().filter(|e| e.is_finite()).map(|&e| f64::from(e).powi(2)).sum();
+    let scale = (squares / expected.len().max(1) as f64).sqrt();
+    for (at, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+        let off = (f64::from(found) - f64::from(expected)).abs();
+        assert!(
+            same || off <= bound * scale,
+            "{what}: element {at} is {found}, expected {expected}: off by {:.2e} of the scale {scale:.3e}, allowed {bound:.1e}",
+            off / scale
+        );
+    }
+}
