@@ -3,13 +3,13 @@
 from .chat import chat
 from .conversation import HELDOUT, TRAIN, Conversation
 from .form import form
-from .retrieval import needle_case, retrieval
+from .retrieval import Haystack, retrieval
 from .thinking import thinking
 from .tools import tools
 
 SKILLS = ("chat", "thinking", "tools", "retrieval", "json")
 
-__all__ = ["HELDOUT", "SKILLS", "TRAIN", "Conversation", "make", "needle_case"]
+__all__ = ["HELDOUT", "SKILLS", "TRAIN", "Conversation", "Haystack", "make"]
 
 
 def make(skill: str, rng, split: str, sentences: int = 12) -> Conversation:

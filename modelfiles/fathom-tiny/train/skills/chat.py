@@ -100,7 +100,7 @@ def _memory(rng: Random, split: str) -> Conversation:
         thing = rng.choice(tuple(THINGS))
         return thing, rng.choice(THINGS[thing]), rng.choice(FACTS)
 
-    thing, value, between = of_split(rng, split, draw, lambda d: ("memory", d[0], d[1], d[2].key))
+    thing, value, between = of_split(rng, split, draw, lambda d: ("memory", d[0], d[1]))
     think = rng.random() < 0.3
     tell = rng.choice(("My {t} is {v}.", "Hello! My {t} is {v}.", "You should know: my {t} is {v}.")).format(t=thing, v=value)
     messages = system_prompt(rng) + [user(tell), assistant(f"I see, your {thing} is {value}.", "They tell me something." if think else None)]
@@ -109,5 +109,5 @@ def _memory(rng: Random, split: str) -> Conversation:
     ask = rng.choice(("What is my {t}?", "Tell me my {t}.", "Do you know my {t}?", "What's my {t}?")).format(t=thing)
     answer = f"Your {thing} is {value}."
     messages += [user(ask), assistant(answer, f"They told me their {thing}." if think else None)]
-    return Conversation("chat", request(messages, think), {"equals": answer, "contains": [value]}, ("memory", thing, value, between.key),
+    return Conversation("chat", request(messages, think), {"equals": answer, "contains": [value]}, ("memory", thing, value),
                         {"kind": "memory"})

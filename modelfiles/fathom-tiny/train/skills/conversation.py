@@ -25,11 +25,12 @@ def is_held_out(*key) -> bool:
 
 
 def of_split(rng: Random, split: str, draw, key):
-    """Draws until `key(drawn)` lies in the split."""
-    while True:
+    """Draws until `key(drawn)` lies in the split. Raises ValueError when nothing of what is drawn does."""
+    for _ in range(2000):
         drawn = draw(rng)
         if is_held_out(*key(drawn)) == (split == HELDOUT):
             return drawn
+    raise ValueError(f"nothing for the {split} split is like {key(drawn)}")
 
 
 def user(text: str) -> dict:

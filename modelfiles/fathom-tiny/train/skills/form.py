@@ -41,7 +41,7 @@ def _tone(rng: Random, split: str) -> Conversation:
         fact = _draw(rng, split, tone)
         said = pattern.format(s=fact.answer.rstrip("."), v=fact.value)
         messages += [user(question(rng, fact)), assistant(said, thought(fact) if think else None)]
-    return Conversation("json", request(messages, think), {"equals": said, "contains": [fact.value]}, ("form", tone, fact.relation.name, fact.key),
+    return Conversation("json", request(messages, think), {"equals": said}, ("form", tone, fact.relation.name, fact.key),
                         {"kind": tone})
 
 
@@ -64,10 +64,14 @@ def _schema(rng: Random, split: str) -> Conversation:
 
 def _record(rng: Random, split: str) -> Conversation:
     """Two keys, named by a schema or by the question."""
-    name = rng.choice(tuple(RECORDS))
+
+    def draw(rng: Random) -> Fact:
+        relation = BY_NAME[rng.choice(tuple(RECORDS))]
+        return Fact(relation, rng.choice(tuple(relation.rows)))
+
+    fact = of_split(rng, split, draw, lambda fact: ("form", "record", fact.relation.name, fact.key))
+    name = fact.relation.name
     first, second = RECORDS[name]
-    relation = BY_NAME[name]
-    fact = of_split(rng, split, lambda rng: Fact(relation, rng.choice(tuple(relation.rows))), lambda f: ("form", "record", name, f.key))
     think = rng.random() < 0.2
     answer = {first: fact.key, second: fact.value}
     if rng.random() < 0.5:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from .conversation import TRAIN, Conversation, assistant, is_held_out, request, user
+from .conversation import HELDOUT, TRAIN, Conversation, assistant, is_held_out, request, user
 
 GRAMMAR = json.loads((Path(__file__).resolve().parents[2] / "needle.json").read_text(encoding="utf-8"))
 KEYS = tuple(f"{colour} {thing}" for colour in GRAMMAR["colours"] for thing in GRAMMAR["things"])
@@ -28,12 +28,11 @@ def ask(rng: Random, key: str, first: bool) -> str:
     return rng.choice(GRAMMAR["questions"] if first else GRAMMAR["questions"] + GRAMMAR["follow_ups"]).format(key=key)
 
 
-def text_of(rng: Random, needles: list, filler: int, depths: list | None = None) -> str:
-    """`filler` sentences with the needles between them: at random places, or at `depths` (0 first, 1 last)."""
+def text_of(rng: Random, needles: list, filler: int) -> str:
+    """`filler` sentences with the needles anywhere between them."""
     sentences = [rng.choice(GRAMMAR["filler"]) for _ in range(filler)]
-    places = depths if depths is not None else [rng.random() for _ in needles]
-    for place, sentence in sorted(zip(places, needles), reverse=True):
-        sentences.insert(round(place * filler), sentence)
+    for sentence in needles:
+        sentences.insert(rng.randint(0, len(sentences)), sentence)
     return " ".join(sentences)
 
 
@@ -54,52 +53,57 @@ def retrieval(rng: Random, split: str, sentences: int) -> Conversation:
                         {"kind": "needle", "keys": len(keys)})
 
 
-def needle_case(rng: Random, count, tokens: int, depth: float, distractors: int = 3) -> Conversation:
-    """A chat prompt of exactly `tokens` tokens as `count(request) -> int` counts them, the needle at `depth` of the text.
+class Haystack:
+    """Builds prompts of an exact length; `count(request)` gives the tokens of a request's prompt."""
 
-    Raises ValueError if the text cannot be made so short."""
-    keys = rng.sample(KEYS, k=distractors + 1)
-    value = code(rng, "heldout")
-    lines = [needle(keys[0], value)] + [needle(k, code(rng, "heldout")) for k in keys[1:]]
-    places = [depth] + [rng.random() for _ in keys[1:]]
-    question = GRAMMAR["questions"][0].format(key=keys[0])
-    answer = GRAMMAR["answer"].format(key=keys[0], value=value)
+    def __init__(self, count):
+        self.count = count
+        self.lengths = {}
 
-    def build(filler: list) -> dict:
-        sentences = list(filler)
-        for place, sentence in sorted(zip(places, lines), reverse=True):
-            sentences.insert(round(place * len(filler)), sentence)
-        return request([user(f"{' '.join(sentences)}\n\n{question}"), assistant(answer)], False)
+    def length(self, sentence: str) -> int:
+        """Tokens that a sentence adds inside a text."""
+        if sentence not in self.lengths:
+            whole, rest = (request([user(text)], False) for text in (f"So it is. {sentence} So it is.", "So it is. So it is."))
+            self.lengths[sentence] = self.count(whole) - self.count(rest)
+        return self.lengths[sentence]
 
-    filler, total = [], count(build([]))
-    units = GRAMMAR["filler"]
-    while total < tokens - 24:
-        filler.append(rng.choice(units))
-        grown = count(build(filler)) if len(filler) <= 2 else total + _length(count, filler[-1])
-        total = grown
-    total = count(build(filler))
-    # The rest is filled exactly: `pads` differ by one token in length.
-    while total < tokens:
+    def filler(self, rng: Random, tokens: int) -> list:
+        """Sentences of exactly `tokens` tokens, or none if `tokens` is 0. Two pads of 2 and 3 tokens make up what is left."""
         short, long = GRAMMAR["pads"]
-        a, b = _length(count, short), _length(count, long)
-        left = tokens - total
-        pick = next((p for p, n in ((long, b), (short, a)) if left - n == 0 or left - n >= a), None)
-        if pick is None:
-            break
-        filler.insert(rng.randrange(len(filler) + 1), pick)
-        total = count(build(filler))
-    if total != tokens:
-        raise ValueError(f"a text of {tokens} tokens cannot be made (nearest: {total})")
-    return Conversation("retrieval", build(filler), {"equals": answer, "contains": [value]}, ("code", value),
-                        {"kind": "needle", "tokens": tokens, "depth": depth, "keys": len(keys)})
+        a, b = self.length(short), self.length(long)
+        sentences = []
+        while tokens > 4 * (a + b):
+            sentences.append(rng.choice(GRAMMAR["filler"]))
+            tokens -= self.length(sentences[-1])
+        for longs in range(a):
+            if (tokens - longs * b) >= 0 and (tokens - longs * b) % a == 0:
+                sentences += [long] * longs + [short] * ((tokens - longs * b) // a)
+                rng.shuffle(sentences)
+                return sentences
+        raise ValueError(f"no filler has {tokens} tokens")
 
+    def case(self, rng: Random, tokens: int, depth: float, distractors: int = 3) -> Conversation:
+        """A chat prompt of exactly `tokens` tokens, the needle at `depth` of the text: 0 at its beginning, 1 at its end.
 
-_LENGTHS: dict = {}
+        Raises ValueError if no such prompt can be made, mostly because `tokens` is too small."""
+        keys = rng.sample(KEYS, k=distractors + 1)
+        values = [code(rng, HELDOUT) for _ in keys]
+        lines = [needle(key, value) for key, value in zip(keys, values)]
+        others = [(rng.random(), line) for line in lines[1:]]
+        question = GRAMMAR["questions"][0].format(key=keys[0])
+        answer = GRAMMAR["answer"].format(key=keys[0], value=values[0])
 
+        def build(filler: list) -> dict:
+            sentences = list(filler)
+            for place, line in sorted(others, reverse=True):
+                sentences.insert(round(place * len(sentences)), line)
+            sentences.insert(round(depth * len(sentences)), lines[0])
+            return request([user(" ".join(sentences) + "\n\n" + question), assistant(answer)], False)
 
-def _length(count, sentence: str) -> int:
-    """Tokens that a sentence adds inside a text."""
-    if sentence not in _LENGTHS:
-        body = lambda text: request([user(text), assistant("")], False)
-        _LENGTHS[sentence] = count(body(f"So it is. {sentence} So it is.")) - count(body("So it is. So it is."))
-    return _LENGTHS[sentence]
+        free = tokens - self.count(build([]))
+        for _ in range(20):
+            made = build(self.filler(rng, free)) if free >= 0 else build([])
+            if self.count(made) == tokens:
+                return Conversation("retrieval", made, {"equals": answer, "contains": [values[0]]}, ("code", values[0]),
+                                    {"kind": "needle", "tokens": tokens, "depth": depth, "keys": len(keys)})
+        raise ValueError(f"no text with {len(keys)} keys has exactly {tokens} tokens")

@@ -127,5 +127,5 @@ def thinking(rng: Random, split: str) -> Conversation:
             ask = rng.choice(WORDINGS[op]).format(a=a, b=b)
         steps = STEPS[op](a, b)
         messages += [user(ask), assistant(answer, steps if think else None)]
-    return Conversation("thinking", request(messages, think), {"equals": answer, "contains": [str(value)]}, pair_key(drawn),
+    return Conversation("thinking", request(messages, think), {"equals": answer}, pair_key(drawn),
                         {"kind": "story" if story else op, "think": think})

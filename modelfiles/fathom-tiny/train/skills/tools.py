@@ -8,14 +8,15 @@ from random import Random
 from typing import Callable
 
 from .chat import question, thought
-from .conversation import TRAIN, Conversation, assistant, is_held_out, request, user
+from .conversation import TRAIN, Conversation, assistant, of_split, request, user
 from .facts import COUNTRIES, FACTS
 from .talk import NAMES
 
 CITIES = tuple(country[1] for country in COUNTRIES)
 WEATHER = ("sunny", "cloudy", "rainy", "windy", "cold", "hot", "dry", "wet")
 ROOMS = ("kitchen", "garden", "house", "tower", "hall", "bath")
-ITEMS = ("bread", "milk", "a book", "a horse", "a lemon", "chocolate", "a bicycle", "salt", "a carrot", "gold")
+ITEMS = ("bread", "milk", "a book", "a horse", "a lemon", "chocolate", "a bicycle", "salt", "a carrot", "gold",
+         "a dog", "a cat", "a tomato", "a banana", "silver", "iron", "wood", "water", "a car", "a house")
 TEXTS = ("Good morning", "I am late", "See you soon", "The bread is good", "Thank you", "I am happy", "The train is late", "Good night",
          "I am in Paris", "Come home")
 SONGS = ("Moon", "Blue Sea", "Good Day", "Red Door", "Cold Night", "Old Tree", "Long Way", "Sunday")
@@ -116,10 +117,7 @@ def offer(rng: Random, tool: Tool) -> Offer:
 
 def arguments(rng: Random, tool: Tool, split: str) -> list:
     """Values for the parameters; a combination of the held-out tenth is never called in training."""
-    while True:
-        values = [parameter.draw(rng) for parameter in tool.parameters]
-        if is_held_out("tool", tool.names[0], *values) == (split != TRAIN) or tool.names[0] == "set_light":
-            return values
+    return of_split(rng, split, lambda rng: [parameter.draw(rng) for parameter in tool.parameters], lambda values: ("tool", tool.names[0], *values))
 
 
 def tools(rng: Random, split: str) -> Conversation:
