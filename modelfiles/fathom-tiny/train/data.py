@@ -17,6 +17,15 @@ VOCABULARY = Path(__file__).with_name("vocabulary")
 
 # Shares of the tokens, not of the samples.
 WEIGHTS = {"chat": 0.3, "thinking": 0.2, "tools": 0.2, "retrieval": 0.2, "json": 0.1}
+# Stages of training: tokens seen before it begins, the longest sample, and weights. Short texts teach to look things up, which the
+# longer ones then need; tool conversations start at about 350 tokens.
+CURRICULUM = (
+    (0, 160, {"chat": 0.4, "thinking": 0.25, "retrieval": 0.25, "json": 0.1}),
+    (1_500_000, 512, {"chat": 0.25, "thinking": 0.2, "tools": 0.25, "retrieval": 0.2, "json": 0.1}),
+    (5_000_000, 1024, {"chat": 0.2, "thinking": 0.2, "tools": 0.25, "retrieval": 0.25, "json": 0.1}),
+    (15_000_000, 2048, {"chat": 0.2, "thinking": 0.15, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
+    (30_000_000, 4096, {"chat": 0.15, "thinking": 0.15, "tools": 0.2, "retrieval": 0.4, "json": 0.1}),
+)
 # The shortest text that retrieval hides a code in, and what a sentence of it takes.
 SHORTEST, SENTENCE = 48, 6.4
 TRIES = 200
@@ -49,6 +58,12 @@ def samples(split: str, seed: int, tokenizer, weights: dict[str, float] | None =
         sample = _fitting(rng[skill], skill, split, tokenizer, max_tokens)
         made[skill] += len(sample.tokens)
         yield sample
+
+
+def stage(tokens_seen: int) -> tuple[int, int, dict[str, float]]:
+    """Number, longest sample and weights of the stage that training is in after so many tokens."""
+    number = max(i for i, (begins, _, _) in enumerate(CURRICULUM) if begins <= tokens_seen)
+    return number, *CURRICULUM[number][1:]
 
 
 def _fitting(rng: Random, skill: str, split: str, tokenizer, max_tokens: int) -> Sample:

@@ -6,7 +6,7 @@ from random import Random
 from .chat import question, thought
 from .conversation import Conversation, assistant, of_split, request, user
 from .facts import BY_NAME, ENGLISH, Fact
-from .thinking import STEPS, WORDINGS, problem, solve
+from .thinking import WORDINGS, problem, reasoning, solve
 
 # System prompts and what they make of an answer; `{v}` is the value alone, `{s}` the sentence without its full stop.
 TONES = {
@@ -50,7 +50,7 @@ def _schema(rng: Random, split: str) -> Conversation:
     key = rng.choice(KEYS)
     if rng.random() < 0.3:
         op, a, b = drawn = problem(rng, split)
-        value, steps = solve(op, a, b)[0], STEPS[op](a, b)
+        value, steps = solve(op, a, b)[0], reasoning(op, a, b)
         ask, think, kind, name = rng.choice(WORDINGS[op]).format(a=a, b=b), True, "integer", ("sum", *drawn)
     else:
         fact = _draw(rng, split, "schema")

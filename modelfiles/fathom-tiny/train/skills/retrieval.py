@@ -42,7 +42,7 @@ def retrieval(rng: Random, split: str, sentences: int) -> Conversation:
     values = {key: code(rng, split) for key in keys}
     text = text_of(rng, [needle(k, v) for k, v in values.items()], max(0, sentences - len(keys)))
     think = rng.random() < 0.15
-    asked = rng.sample(keys, k=1 if split != TRAIN else rng.randint(1, len(keys)))
+    asked = rng.sample(keys, k=1 if split != TRAIN else rng.choice((1, len(keys), len(keys))))
     messages = []
     for i, key in enumerate(asked):
         question = ask(rng, key, i == 0)

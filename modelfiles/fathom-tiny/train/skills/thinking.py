@@ -1,6 +1,6 @@
 """Small arithmetic and comparisons: with steps in reasoning, and the same questions answered at once in chat mode.
 
-The vocabulary has no tokens of several digits, so a sum is calculated digit by digit, as on paper, from the right."""
+Reasoning first writes the problem down in one form, whatever the question's wording was, and then works on that. The vocabulary has no tokens of several digits, so a sum is calculated digit by digit, as on paper, from the right."""
 
 from random import Random
 
@@ -73,6 +73,11 @@ def compare_steps(a: int, b: int) -> str:
 STEPS = {"+": add_steps, "-": subtract_steps, "*": multiply_steps, ">": compare_steps, "<": compare_steps}
 
 
+def reasoning(op: str, a: int, b: int) -> str:
+    """For example `27+48: 7+8=15, carry 1. 2+4+1=7. 75.` and `482, 479: 4=4, 8>7.`"""
+    return f"{a}, {b}: {STEPS[op](a, b)}" if op in "<>" else f"{a}{op}{b}: {STEPS[op](a, b)}"
+
+
 def _number(rng: Random, digits: int) -> int:
     return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
@@ -125,7 +130,7 @@ def thinking(rng: Random, split: str) -> Conversation:
             answer = f"{name} has {value} {thing} now."
         else:
             ask = rng.choice(WORDINGS[op]).format(a=a, b=b)
-        steps = STEPS[op](a, b)
+        steps = reasoning(op, a, b)
         messages += [user(ask), assistant(answer, steps if think else None)]
     return Conversation("thinking", request(messages, think), {"equals": answer}, pair_key(drawn),
                         {"kind": "story" if story else op, "think": think})

@@ -126,7 +126,7 @@ def tools(rng: Random, split: str) -> Conversation:
     if len({o.name for o in offers}) < len(offers):
         return tools(rng, split)
     messages = [{"role": "system", "content": "You are a helpful assistant."}] if rng.random() < 0.2 else []
-    for _ in range(rng.choice((1, 2, 3))):
+    for _ in range(rng.choice((0, 2, 3, 4)) if split == TRAIN else rng.choice((0, 1, 2))):
         if rng.random() < 0.15:
             fact = rng.choice(FACTS)
             messages += [user(question(rng, fact)), assistant(fact.answer, thought(fact) if think else None)]
