@@ -1,0 +1,260 @@
+// Vectors of floats and of 32-bit integers of the instruction set that this compilation is for. Everything that depends on
+// the set in the ops' float kernels is in this file; kernels are written once, with VF_LANES lanes.
+//
+// Sums over lanes have a fixed order, so that a result depends on the set in use and on nothing else.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "isa.h"
+
+#if defined(FATHOM_FOR_AVX512)
+
+#include <immintrin.h>
+
+#define VF_LANES 16
+#define VF_REGISTERS 32
+typedef __m512  vf;
+typedef __m512i vi;
+
+static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_load(const float * p) { return _mm512_loadu_ps(p); }
+static inline void vf_store(float * p, vf x) { _mm512_storeu_ps(p, x); }
+static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, 0); }
+static inline vf vf_swap_pairs(vf a) { return _mm512_permute_ps(a, 0xb1); }
+static inline vf vf_load_f16(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+static inline void vf_store_f16(uint16_t * p, vf x) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtps_ph(x, 0)); }
+static inline vf vf_load_bf16(const uint16_t * p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p)), 16));
+}
+static inline vf vf_load_e4m3(const uint8_t * p) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *) p));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8);
+    const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)), 7);
+    return _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude));
+}
+// Bit i: a > b in lane i.
+static inline uint32_t vf_mask_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline vf vf_of_vi(vi a) { return _mm512_cvtepi32_ps(a); }
+static inline vf vf_times_power_of_two(vf a, vf n) {
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23)));
+}
+static inline void vf_reduce4(float * out, vf a, vf b, vf c, vf d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+static inline vi vi_zero(void) { return _mm512_setzero_si512(); }
+static inline vi vi_load(const void * p) { return _mm512_loadu_si512(p); }
+static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+static inline vi vi_relu(vi a) { return _mm512_max_epi32(a, _mm512_setzero_si512()); }
+// Four products of bytes are added to each lane: a holds signed bytes plus VI_DOT4_OFFSET, b signed bytes.
+#define VI_DOT4_OFFSET 128
+static inline vi vi_dot4(vi acc, vi a, vi b) { return _mm512_dpbusd_epi32(acc, a, b); }
+
+#elif defined(FATHOM_FOR_AVX2)
+
+#include <immintrin.h>
+
+#define VF_LANES 8
+#define VF_REGISTERS 16
+typedef __m256  vf;
+typedef __m256i vi;
+
+static inline vf vf_set1(float x) { return _mm256_set1_ps(x); }
+static inline vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
+static inline void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
+static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline vf vf_swap_pairs(vf a) { return _mm256_permute_ps(a, 0xb1); }
+static inline vf vf_load_f16(const uint16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+static inline void vf_store_f16(uint16_t * p, vf x) { _mm_storeu_si128((__m128i *) p, _mm256_cvtps_ph(x, 0)); }
+static inline vf vf_load_bf16(const uint16_t * p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p)), 16));
+}
+static inline vf vf_load_e4m3(const uint8_t * p) {
+    const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *) p));
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
+    const __m128i magnitude = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x7f)), 7);
+    return _mm256_cvtph_ps(_mm_or_si128(sign, magnitude));
+}
+static inline uint32_t vf_mask_gt(vf a, vf b) { return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+static inline vf vf_of_vi(vi a) { return _mm256_cvtepi32_ps(a); }
+static inline vf vf_times_power_of_two(vf a, vf n) {
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+}
+static inline void vf_reduce4(float * out, vf a, vf b, vf c, vf d) {
+    const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    const __m256 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+static inline vi vi_zero(void) { return _mm256_setzero_si256(); }
+static inline vi vi_load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+static inline vi vi_relu(vi a) { return _mm256_max_epi32(a, _mm256_setzero_si256()); }
+// Neither may be -128; sums of two products must fit 16 bits: one of the two at most 127, the other at most 128.
+#define VI_DOT4_OFFSET 0
+static inline vi vi_dot4(vi acc, vi a, vi b) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#else  // four lanes, by the compiler's vector types; NEON where they would be slow
+
+#include "../ops/rows.h"
+
+#if defined(FATHOM_FOR_NEON)
+#include <arm_neon.h>
+#define VF_REGISTERS 32
+#else
+#define VF_REGISTERS 16
+#endif
+
+#define VF_LANES 4
+typedef float   vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+
+static inline vf vf_set1(float x) { return (vf) {x, x, x, x}; }
+static inline vf vf_load(const float * p) { vf x; memcpy(&x, p, sizeof x); return x; }
+static inline void vf_store(float * p, vf x) { memcpy(p, &x, sizeof x); }
+static inline vf vf_add(vf a, vf b) { return a + b; }
+static inline vf vf_sub(vf a, vf b) { return a - b; }
+static inline vf vf_mul(vf a, vf b) { return a * b; }
+static inline vf vf_div(vf a, vf b) { return a / b; }
+static inline vf vf_swap_pairs(vf a) { return (vf) {a[1], a[0], a[3], a[2]}; }
+#if defined(FATHOM_FOR_NEON)
+static inline vf vf_fma(vf a, vf b, vf c) { return (vf) vfmaq_f32((float32x4_t) c, (float32x4_t) a, (float32x4_t) b); }
+static inline vf vf_round(vf a) { return (vf) vrndnq_f32((float32x4_t) a); }
+static inline vf vf_load_f16(const uint16_t * p) { return (vf) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline void vf_store_f16(uint16_t * p, vf x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t) x))); }
+#else
+static inline vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+static inline vf vf_round(vf a) {  // |a| < 2^22
+    const vf magic = vf_set1(12582912.0f);
+    return (a + magic) - magic;
+}
+static inline vf vf_load_f16(const uint16_t * p) {
+    return (vf) {fathom_f32_of_f16(p[0]), fathom_f32_of_f16(p[1]), fathom_f32_of_f16(p[2]), fathom_f32_of_f16(p[3])};
+}
+static inline void vf_store_f16(uint16_t * p, vf x) {
+    for (int i = 0; i < 4; i++) {
+        p[i] = fathom_f16_of_f32(x[i]);
+    }
+}
+#endif
+// As on x86: b if either is not a number.
+static inline vf vf_max(vf a, vf b) {
+    const vi greater = a > b;
+    return (vf) ((greater & (vi) a) | (~greater & (vi) b));
+}
+static inline vf vf_min(vf a, vf b) {
+    const vi less = a < b;
+    return (vf) ((less & (vi) a) | (~less & (vi) b));
+}
+static inline vf vf_load_bf16(const uint16_t * p) {
+    return (vf) {fathom_f32_of_bf16(p[0]), fathom_f32_of_bf16(p[1]), fathom_f32_of_bf16(p[2]), fathom_f32_of_bf16(p[3])};
+}
+static inline vf vf_load_e4m3(const uint8_t * p) {
+    uint16_t halves[4];
+    for (int i = 0; i < 4; i++) {
+        halves[i] = (uint16_t) ((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7);
+    }
+    return vf_load_f16(halves);
+}
+static inline uint32_t vf_mask_gt(vf a, vf b) {
+    const vi greater = a > b;
+    return (uint32_t) ((greater[0] & 1) | (greater[1] & 2) | (greater[2] & 4) | (greater[3] & 8));
+}
+static inline vf vf_of_vi(vi a) { return (vf) {(float) a[0], (float) a[1], (float) a[2], (float) a[3]}; }
+static inline vf vf_times_power_of_two(vf a, vf n) {
+    const vi exponents = {(int32_t) n[0] + 127, (int32_t) n[1] + 127, (int32_t) n[2] + 127, (int32_t) n[3] + 127};
+    return a * (vf) (exponents << 23);
+}
+static inline void vf_reduce4(float * out, vf a, vf b, vf c, vf d) {
+    out[0] = (a[0] + a[2]) + (a[1] + a[3]);
+    out[1] = (b[0] + b[2]) + (b[1] + b[3]);
+    out[2] = (c[0] + c[2]) + (c[1] + c[3]);
+    out[3] = (d[0] + d[2]) + (d[1] + d[3]);
+}
+
+static inline vi vi_zero(void) { return (vi) {0, 0, 0, 0}; }
+static inline vi vi_load(const void * p) { vi x; memcpy(&x, p, sizeof x); return x; }
+static inline vi vi_set1(int32_t x) { return (vi) {x, x, x, x}; }
+static inline vi vi_relu(vi a) { return a & (a > 0); }
+#define VI_DOT4_OFFSET 0
+#if defined(FATHOM_FOR_NEON)
+static inline vi vi_dot4(vi acc, vi a, vi b) {
+    const int8x16_t x = (int8x16_t) a;
+    const int8x16_t y = (int8x16_t) b;
+    const int16x8_t low = vmull_s8(vget_low_s8(x), vget_low_s8(y));
+    const int16x8_t high = vmull_s8(vget_high_s8(x), vget_high_s8(y));
+    return acc + (vi) vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+}
+#else
+static inline vi vi_dot4(vi acc, vi a, vi b) {
+    int8_t x[16], y[16];
+    memcpy(x, &a, 16);
+    memcpy(y, &b, 16);
+    for (int i = 0; i < 16; i++) {
+        acc[i / 4] += x[i] * y[i];
+    }
+    return acc;
+}
+#endif
+
+#endif
+
+// What a stored e4m3 code gives in vf_load_e4m3 is its value times 2^-8: the same bits as a half. The format's NaN, which
+// is stored for numbers that are none, comes out as 480.
+#define VF_E4M3_FACTOR 256.0f
+
+static inline float vf_sum(vf a) {
+    float out[4];
+    vf_reduce4(out, a, a, a, a);
+    return out[0];
+}
+
+static inline float vf_largest(vf a) {
+    float lanes[VF_LANES];
+    vf_store(lanes, a);
+    float largest = lanes[0];
+    for (int i = 1; i < VF_LANES; i++) {
+        largest = lanes[i] > largest ? lanes[i] : largest;
+    }
+    return largest;
+}
+
+// e^x for x <= 88; 2^-126 for x below -87.3. Relative error below 2^-22: polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2].
+static inline vf vf_exp(vf x) {
+    x = vf_max(vf_set1(-87.33654f), x);
+    const vf n = vf_round(vf_mul(x, vf_set1(1.44269504088896341f)));
+    vf r = vf_fma(n, vf_set1(-0.693359375f), x);
+    r = vf_fma(n, vf_set1(2.12194440e-4f), r);
+    vf p = vf_set1(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set1(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set1(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
+    p = vf_fma(vf_mul(p, r), r, vf_add(r, vf_set1(1.0f)));
+    return vf_times_power_of_two(p, n);
+}
