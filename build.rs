@@ -64,7 +64,10 @@ fn kernels() {
         files
     };
 
-    let mut objects = c_build(&out.join("reference")).files(sources("reference.c")).compile_intermediates();
+    let mut objects = c_build(&out.join("reference"))
+        .file("csrc/ops/rows.c")
+        .files(sources("reference.c"))
+        .compile_intermediates();
     let mut dispatch = c_build(&out.join("dispatch"));
     dispatch.file("csrc/simd/dispatch.c");
     let portable = [("PORTABLE", arch.as_str(), &[] as &[&str])];

@@ -2,6 +2,7 @@
 // Formats are described in docs/gguf.md and crates/gguf/src/block.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -55,4 +56,77 @@ static inline float fathom_ue4m3_half(uint8_t code) {
     const int32_t exponent = code >> 3 & 15;
     const int32_t fraction = code & 7;
     return exponent == 0 ? (float) fraction * 0x1p-10f : (float) (8 + fraction) * fathom_exp2i(exponent - 11);
+}
+
+// To nearest, ties to even, as are all that follow.
+static inline uint16_t fathom_f16_from_f32(float x) {
+    const uint32_t bits = fathom_f32_bits(x);
+    const uint16_t sign = (uint16_t) (bits >> 16 & 0x8000);
+    uint32_t magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) {
+        return sign | 0x7e00 | (uint16_t) (magnitude >> 13 & 0x3ff);
+    }
+    if (magnitude >= 0x47800000) {  // 2^16 and more
+        return sign | 0x7c00;
+    }
+    if (magnitude < 0x38800000) {  // below 2^-14: adding 0.5 leaves the multiple of 2^-24 in the low bits
+        return sign | (uint16_t) (fathom_f32_bits(fathom_f32_from_bits(magnitude) + 0.5f) - 0x3f000000);
+    }
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    return sign | (uint16_t) ((magnitude - ((127 - 15) << 23)) >> 13);
+}
+
+static inline uint16_t fathom_bf16_from_f32(float x) {
+    const uint32_t bits = fathom_f32_bits(x);
+    if ((bits & 0x7fffffff) > 0x7f800000) {
+        return (uint16_t) (bits >> 16) | 0x40;
+    }
+    return (uint16_t) ((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// 2^(byte - 127). Byte 0 is a subnormal.
+static inline float fathom_f32_from_e8m0(uint8_t byte) {
+    return fathom_f32_from_bits(byte == 0 ? 0x00400000 : (uint32_t) byte << 23);
+}
+
+// 2^(127 - byte), byte <= 254.
+static inline float fathom_e8m0_inverse(uint8_t byte) {
+    return fathom_f32_from_bits(byte == 254 ? 0x00400000 : (uint32_t) (254 - byte) << 23);
+}
+
+// e4m3fn of |x| <= 448; a NaN becomes the format's NaN.
+static inline uint8_t fathom_e4m3_from_f32(float x) {
+    const uint32_t bits = fathom_f32_bits(x);
+    const uint8_t sign = (uint8_t) (bits >> 24 & 0x80);
+    uint32_t magnitude = bits & 0x7fffffff;
+    if (magnitude >= 0x43e80000) {  // 464 and more would round beyond 448
+        return sign | (magnitude > 0x7f800000 ? 0x7f : 0x7e);
+    }
+    if (magnitude < 0x3c800000) {  // below 2^-6: adding 2^14 leaves the multiple of 2^-9 in the low bits
+        return sign | (uint8_t) (fathom_f32_bits(fathom_f32_from_bits(magnitude) + 0x1p14f) - 0x46800000);
+    }
+    magnitude += 0x7ffff + (magnitude >> 20 & 1);
+    return sign | (uint8_t) ((magnitude - ((127 - 7) << 23)) >> 20);
+}
+
+static inline float fathom_f32_from_e4m3(uint8_t code) {
+    const uint32_t sign = (uint32_t) (code & 0x80) << 24;
+    const uint32_t magnitude = code & 0x7f;
+    if (magnitude == 0x7f) {
+        return fathom_f32_from_bits(sign | 0x7fc00000);
+    }
+    if (magnitude < 8) {
+        const float value = (float) magnitude * 0x1p-9f;
+        return sign ? -value : value;
+    }
+    return fathom_f32_from_bits(sign | ((magnitude << 20) + ((127 - 7) << 23)));
+}
+
+// e2m1 of |x| <= 6: 0, .5, 1, 1.5, 2, 3, 4, 6. Ties go to the even code.
+static inline uint8_t fathom_e2m1_from_f32(float x) {
+    const uint32_t bits = fathom_f32_bits(x);
+    const float magnitude = fabsf(x);
+    const uint8_t code = (uint8_t) ((magnitude > 0.25f) + (magnitude >= 0.75f) + (magnitude > 1.25f) + (magnitude >= 1.75f) +
+                                    (magnitude > 2.5f) + (magnitude >= 3.5f) + (magnitude > 5.0f));
+    return (uint8_t) (bits >> 28 & 8) | code;
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "numbers.h"
 #include "step.h"
 
 enum {
@@ -16,125 +17,18 @@ enum {
     FATHOM_FP4_GROUP = 32,
 };
 
-static inline uint32_t fathom_bits_of_f32(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float fathom_f32_of_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static inline float fathom_f32_of_f16(uint16_t half) {
-    const uint32_t sign = (uint32_t) (half & 0x8000) << 16;
-    const uint32_t magnitude = half & 0x7fff;
-    if (magnitude >= 0x7c00) {
-        return fathom_f32_of_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
-    }
-    if (magnitude < 0x400) {  // subnormal: a multiple of 2^-24
-        const float value = (float) magnitude * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    return fathom_f32_of_bits(sign | ((magnitude << 13) + ((127 - 15) << 23)));
-}
-
-static inline uint16_t fathom_f16_of_f32(float x) {
-    const uint32_t bits = fathom_bits_of_f32(x);
-    const uint16_t sign = (uint16_t) (bits >> 16 & 0x8000);
-    uint32_t magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) {
-        return sign | 0x7e00 | (uint16_t) (magnitude >> 13 & 0x3ff);
-    }
-    if (magnitude >= 0x47800000) {  // 2^16 and more
-        return sign | 0x7c00;
-    }
-    if (magnitude < 0x38800000) {  // below 2^-14: adding 0.5 leaves the multiple of 2^-24 in the low bits
-        return sign | (uint16_t) (fathom_bits_of_f32(fathom_f32_of_bits(magnitude) + 0.5f) - 0x3f000000);
-    }
-    magnitude += 0xfff + (magnitude >> 13 & 1);
-    return sign | (uint16_t) ((magnitude - ((127 - 15) << 23)) >> 13);
-}
-
-static inline float fathom_f32_of_bf16(uint16_t x) {
-    return fathom_f32_of_bits((uint32_t) x << 16);
-}
-
-static inline uint16_t fathom_bf16_of_f32(float x) {
-    const uint32_t bits = fathom_bits_of_f32(x);
-    if ((bits & 0x7fffffff) > 0x7f800000) {
-        return (uint16_t) (bits >> 16) | 0x40;
-    }
-    return (uint16_t) ((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// 2^(byte - 127). Byte 0 is a subnormal.
-static inline float fathom_f32_of_e8m0(uint8_t byte) {
-    return fathom_f32_of_bits(byte == 0 ? 0x00400000 : (uint32_t) byte << 23);
-}
-
-// 2^(127 - byte), for bytes that the two functions below return.
-static inline float fathom_inverse_of_e8m0(uint8_t byte) {
-    return fathom_f32_of_bits(byte == 254 ? 0x00400000 : (uint32_t) (254 - byte) << 23);
-}
-
 // 2^ceil(log2(max(amax, 1e-4) / 448)); 448 = 1.75 * 2^8.
 static inline uint8_t fathom_fp8_scale(float amax) {
-    const uint32_t bits = fathom_bits_of_f32(amax > 1e-4f ? amax : 1e-4f);
+    const uint32_t bits = fathom_f32_bits(amax > 1e-4f ? amax : 1e-4f);
     const uint32_t exponent = (bits >> 23) + ((bits & 0x7fffff) > 0x600000);
     return (uint8_t) (exponent - 8);
 }
 
 // 2^ceil(log2(amax / 6)), at least 2^-126; 6 = 1.5 * 2^2.
 static inline uint8_t fathom_fp4_scale(float amax) {
-    const uint32_t bits = fathom_bits_of_f32(amax);
+    const uint32_t bits = fathom_f32_bits(amax);
     const uint32_t exponent = (bits >> 23) + ((bits & 0x7fffff) > 0x400000);
     return (uint8_t) (exponent > 2 ? exponent - 2 : 1);
-}
-
-// e4m3fn of |x| <= 448; a NaN becomes the format's NaN.
-static inline uint8_t fathom_e4m3_of_f32(float x) {
-    const uint32_t bits = fathom_bits_of_f32(x);
-    const uint8_t sign = (uint8_t) (bits >> 24 & 0x80);
-    uint32_t magnitude = bits & 0x7fffffff;
-    if (magnitude >= 0x43e80000) {  // 464 and more would round beyond 448
-        return sign | (magnitude > 0x7f800000 ? 0x7f : 0x7e);
-    }
-    if (magnitude < 0x3c800000) {  // below 2^-6: adding 2^14 leaves the multiple of 2^-9 in the low bits
-        return sign | (uint8_t) (fathom_bits_of_f32(fathom_f32_of_bits(magnitude) + 0x1p14f) - 0x46800000);
-    }
-    magnitude += 0x7ffff + (magnitude >> 20 & 1);
-    return sign | (uint8_t) ((magnitude - ((127 - 7) << 23)) >> 20);
-}
-
-static inline float fathom_f32_of_e4m3(uint8_t code) {
-    const uint32_t sign = (uint32_t) (code & 0x80) << 24;
-    const uint32_t magnitude = code & 0x7f;
-    if (magnitude == 0x7f) {
-        return fathom_f32_of_bits(sign | 0x7fc00000);
-    }
-    if (magnitude < 8) {
-        const float value = (float) magnitude * 0x1p-9f;
-        return sign ? -value : value;
-    }
-    return fathom_f32_of_bits(sign | ((magnitude << 20) + ((127 - 7) << 23)));
-}
-
-// e2m1 of |x| <= 6: 0, .5, 1, 1.5, 2, 3, 4, 6. Ties go to the even code.
-static inline uint8_t fathom_e2m1_of_f32(float x) {
-    const uint32_t bits = fathom_bits_of_f32(x);
-    const float magnitude = fabsf(x);
-    const uint8_t code = (uint8_t) ((magnitude > 0.25f) + (magnitude >= 0.75f) + (magnitude > 1.25f) + (magnitude >= 1.75f) +
-                                    (magnitude > 2.5f) + (magnitude >= 3.5f) + (magnitude > 5.0f));
-    return (uint8_t) (bits >> 28 & 8) | code;
-}
-
-// Twice the value of an e2m1 code.
-static inline int8_t fathom_twice_e2m1(uint8_t code) {
-    static const int8_t twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    return twice[code & 15];
 }
 
 static inline float fathom_amax(const float * x, int32_t n) {
@@ -174,7 +68,7 @@ static inline void fathom_row_store_of(int32_t row_type, int32_t d, int32_t n_ro
         case FATHOM_ROW_F16: {
             uint16_t * halves = (uint16_t *) row;
             for (int32_t i = 0; i < d; i++) {
-                halves[i] = fathom_f16_of_f32(x[i]);
+                halves[i] = fathom_f16_from_f32(x[i]);
             }
             break;
         }
@@ -187,14 +81,14 @@ static inline void fathom_row_store_of(int32_t row_type, int32_t d, int32_t n_ro
                 const uint8_t scale = fathom_fp8_scale(fathom_amax(x + begin, end - begin));
                 bytes[n_plain + g] = scale;
                 for (int32_t i = begin; i < end; i++) {
-                    bytes[i] = fathom_e4m3_of_f32(x[i] * fathom_inverse_of_e8m0(scale));
+                    bytes[i] = fathom_e4m3_from_f32(x[i] * fathom_e8m0_inverse(scale));
                 }
             }
             if (fathom_fp8_groups(d, n_rot) % 2 != 0) {
                 bytes[n_plain + fathom_fp8_groups(d, n_rot)] = 0;
             }
             for (int32_t i = 0; i < n_rot; i++) {
-                rotary[i] = fathom_bf16_of_f32(x[n_plain + i]);
+                rotary[i] = fathom_bf16_from_f32(x[n_plain + i]);
             }
             break;
         }
@@ -202,11 +96,11 @@ static inline void fathom_row_store_of(int32_t row_type, int32_t d, int32_t n_ro
             for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
                 const float * group = x + g * FATHOM_FP4_GROUP;
                 const uint8_t scale = fathom_fp4_scale(fathom_amax(group, FATHOM_FP4_GROUP));
-                const float inverse = fathom_inverse_of_e8m0(scale);
+                const float inverse = fathom_e8m0_inverse(scale);
                 bytes[d / 2 + g] = scale;
                 for (int32_t j = 0; j < FATHOM_FP4_GROUP / 2; j++) {
-                    const uint8_t low = fathom_e2m1_of_f32(group[2 * j] * inverse);
-                    const uint8_t high = fathom_e2m1_of_f32(group[2 * j + 1] * inverse);
+                    const uint8_t low = fathom_e2m1_from_f32(group[2 * j] * inverse);
+                    const uint8_t high = fathom_e2m1_from_f32(group[2 * j + 1] * inverse);
                     bytes[g * FATHOM_FP4_GROUP / 2 + j] = (uint8_t) (low | high << 4);
                 }
             }
@@ -226,7 +120,7 @@ static inline void fathom_row_load_of(int32_t row_type, int32_t d, int32_t n_rot
         case FATHOM_ROW_F16: {
             const uint16_t * halves = (const uint16_t *) row;
             for (int32_t i = 0; i < d; i++) {
-                x[i] = fathom_f32_of_f16(halves[i]);
+                x[i] = fathom_f32_from_f16(halves[i]);
             }
             break;
         }
@@ -234,17 +128,17 @@ static inline void fathom_row_load_of(int32_t row_type, int32_t d, int32_t n_rot
             const int32_t n_plain = d - n_rot;
             const uint16_t * rotary = (const uint16_t *) (bytes + fathom_fp8_rope_offset(d, n_rot));
             for (int32_t i = 0; i < n_plain; i++) {
-                x[i] = fathom_f32_of_e4m3(bytes[i]) * fathom_f32_of_e8m0(bytes[n_plain + i / FATHOM_FP8_GROUP]);
+                x[i] = fathom_f32_from_e4m3(bytes[i]) * fathom_f32_from_e8m0(bytes[n_plain + i / FATHOM_FP8_GROUP]);
             }
             for (int32_t i = 0; i < n_rot; i++) {
-                x[n_plain + i] = fathom_f32_of_bf16(rotary[i]);
+                x[n_plain + i] = fathom_f32_from_bf16(rotary[i]);
             }
             break;
         }
         case FATHOM_ROW_FP4: {
             for (int32_t i = 0; i < d; i++) {
-                const uint8_t code = (uint8_t) (bytes[i / 2] >> 4 * (i % 2));
-                x[i] = 0.5f * (float) fathom_twice_e2m1(code) * fathom_f32_of_e8m0(bytes[d / 2 + i / FATHOM_FP4_GROUP]);
+                const int32_t code = bytes[i / 2] >> 4 * (i % 2) & 15;
+                x[i] = 0.5f * (float) fathom_e2m1_doubled[code] * fathom_f32_from_e8m0(bytes[d / 2 + i / FATHOM_FP4_GROUP]);
             }
             break;
         }

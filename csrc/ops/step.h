@@ -30,7 +30,7 @@ typedef struct fathom_step {
     const int32_t *    run_of_token;  // i32 [n_tokens]
 } fathom_step;
 
-// How the numbers of one cached row are kept.
+// How the numbers of one cached row are kept. Rows have a multiple of 32 channels, an even number of them rotary.
 enum {
     FATHOM_ROW_F32 = 0,
     FATHOM_ROW_F16 = 1,

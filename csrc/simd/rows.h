@@ -26,7 +26,7 @@ static inline void vf_row_load(int32_t row_type, int32_t d, int32_t n_rot, const
         const int32_t n_plain = d - n_rot;
         const uint16_t * rotary = (const uint16_t *) (bytes + fathom_fp8_rope_offset(d, n_rot));
         for (int32_t i = 0; i < n_plain; i += VF_LANES) {
-            const float scale = fathom_f32_of_e8m0(bytes[n_plain + i / FATHOM_FP8_GROUP]);
+            const float scale = fathom_f32_from_e8m0(bytes[n_plain + i / FATHOM_FP8_GROUP]);
             vf_store(x + i, vf_mul(vf_mul(vf_load_e4m3(bytes + i), vf_set1(VF_E4M3_FACTOR)), vf_set1(scale)));
         }
         for (int32_t i = 0; i < n_rot; i += VF_LANES) {

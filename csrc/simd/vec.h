@@ -41,8 +41,8 @@ static inline vf vf_load_e4m3(const uint8_t * p) {
     const __m256i magnitude = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)), 7);
     return _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude));
 }
-// Bit i: a > b in lane i.
-static inline uint32_t vf_mask_gt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+// Bit i: a > b in lane i, or one of them is no number.
+static inline uint32_t vf_mask_not_le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 static inline vf vf_of_vi(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vf vf_times_power_of_two(vf a, vf n) {
     return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23)));
@@ -61,7 +61,12 @@ static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi vi_relu(vi a) { return _mm512_max_epi32(a, _mm512_setzero_si512()); }
 // Four products of bytes are added to each lane: a holds signed bytes plus VI_DOT4_OFFSET, b signed bytes.
 #define VI_DOT4_OFFSET 128
+#define VI_DOT4_IS_FAST 1  // more multiply-adds in the same time than vf_fma
 static inline vi vi_dot4(vi acc, vi a, vi b) { return _mm512_dpbusd_epi32(acc, a, b); }
+// Whole numbers |x| <= 127 as bytes plus VI_DOT4_OFFSET.
+static inline void vf_store_bytes(uint8_t * p, vf x) {
+    _mm_storeu_si128((__m128i *) p, _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)), _mm_set1_epi8((char) 0x80)));
+}
 
 #elif defined(FATHOM_FOR_AVX2)
 
@@ -95,7 +100,7 @@ static inline vf vf_load_e4m3(const uint8_t * p) {
     const __m128i magnitude = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x7f)), 7);
     return _mm256_cvtph_ps(_mm_or_si128(sign, magnitude));
 }
-static inline uint32_t vf_mask_gt(vf a, vf b) { return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+static inline uint32_t vf_mask_not_le(vf a, vf b) { return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
 static inline vf vf_of_vi(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vf vf_times_power_of_two(vf a, vf n) {
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
@@ -113,14 +118,20 @@ static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi vi_relu(vi a) { return _mm256_max_epi32(a, _mm256_setzero_si256()); }
 // Neither may be -128; sums of two products must fit 16 bits: one of the two at most 127, the other at most 128.
 #define VI_DOT4_OFFSET 0
+#define VI_DOT4_IS_FAST 0
 static inline vi vi_dot4(vi acc, vi a, vi b) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+static inline void vf_store_bytes(uint8_t * p, vf x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x), _mm256_setzero_si256());
+    const __m128i halves = _mm_unpacklo_epi64(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64((__m128i *) p, _mm_packs_epi16(halves, halves));
+}
 
 #else  // four lanes, by the compiler's vector types; NEON where they would be slow
 
-#include "../ops/rows.h"
+#include "../ops/numbers.h"
 
 #if defined(FATHOM_FOR_NEON)
 #include <arm_neon.h>
@@ -153,11 +164,11 @@ static inline vf vf_round(vf a) {  // |a| < 2^22
     return (a + magic) - magic;
 }
 static inline vf vf_load_f16(const uint16_t * p) {
-    return (vf) {fathom_f32_of_f16(p[0]), fathom_f32_of_f16(p[1]), fathom_f32_of_f16(p[2]), fathom_f32_of_f16(p[3])};
+    return (vf) {fathom_f32_from_f16(p[0]), fathom_f32_from_f16(p[1]), fathom_f32_from_f16(p[2]), fathom_f32_from_f16(p[3])};
 }
 static inline void vf_store_f16(uint16_t * p, vf x) {
     for (int i = 0; i < 4; i++) {
-        p[i] = fathom_f16_of_f32(x[i]);
+        p[i] = fathom_f16_from_f32(x[i]);
     }
 }
 #endif
@@ -171,7 +182,7 @@ static inline vf vf_min(vf a, vf b) {
     return (vf) ((less & (vi) a) | (~less & (vi) b));
 }
 static inline vf vf_load_bf16(const uint16_t * p) {
-    return (vf) {fathom_f32_of_bf16(p[0]), fathom_f32_of_bf16(p[1]), fathom_f32_of_bf16(p[2]), fathom_f32_of_bf16(p[3])};
+    return (vf) {fathom_f32_from_bf16(p[0]), fathom_f32_from_bf16(p[1]), fathom_f32_from_bf16(p[2]), fathom_f32_from_bf16(p[3])};
 }
 static inline vf vf_load_e4m3(const uint8_t * p) {
     uint16_t halves[4];
@@ -180,9 +191,9 @@ static inline vf vf_load_e4m3(const uint8_t * p) {
     }
     return vf_load_f16(halves);
 }
-static inline uint32_t vf_mask_gt(vf a, vf b) {
-    const vi greater = a > b;
-    return (uint32_t) ((greater[0] & 1) | (greater[1] & 2) | (greater[2] & 4) | (greater[3] & 8));
+static inline uint32_t vf_mask_not_le(vf a, vf b) {
+    const vi others = ~(a <= b);
+    return (uint32_t) ((others[0] & 1) | (others[1] & 2) | (others[2] & 4) | (others[3] & 8));
 }
 static inline vf vf_of_vi(vi a) { return (vf) {(float) a[0], (float) a[1], (float) a[2], (float) a[3]}; }
 static inline vf vf_times_power_of_two(vf a, vf n) {
@@ -201,6 +212,12 @@ static inline vi vi_load(const void * p) { vi x; memcpy(&x, p, sizeof x); return
 static inline vi vi_set1(int32_t x) { return (vi) {x, x, x, x}; }
 static inline vi vi_relu(vi a) { return a & (a > 0); }
 #define VI_DOT4_OFFSET 0
+#define VI_DOT4_IS_FAST 0
+static inline void vf_store_bytes(uint8_t * p, vf x) {
+    for (int i = 0; i < 4; i++) {
+        p[i] = (uint8_t) (int8_t) x[i];
+    }
+}
 #if defined(FATHOM_FOR_NEON)
 static inline vi vi_dot4(vi acc, vi a, vi b) {
     const int8x16_t x = (int8x16_t) a;
@@ -222,6 +239,23 @@ static inline vi vi_dot4(vi acc, vi a, vi b) {
 #endif
 
 #endif
+
+// 16 bytes of 4-bit codes to 32 bytes: table[code], the low nibble of a byte first.
+static inline void vec_expand_codes(const uint8_t * codes, const uint8_t * table, uint8_t * out) {
+#if defined(FATHOM_FOR_AVX512) || defined(FATHOM_FOR_AVX2)
+    const __m128i values = _mm_loadu_si128((const __m128i *) table);
+    const __m128i bytes = _mm_loadu_si128((const __m128i *) codes);
+    const __m128i low = _mm_shuffle_epi8(values, _mm_and_si128(bytes, _mm_set1_epi8(15)));
+    const __m128i high = _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15)));
+    _mm_storeu_si128((__m128i *) out, _mm_unpacklo_epi8(low, high));
+    _mm_storeu_si128((__m128i *) (out + 16), _mm_unpackhi_epi8(low, high));
+#else
+    for (int i = 0; i < 16; i++) {
+        out[2 * i] = table[codes[i] & 15];
+        out[2 * i + 1] = table[codes[i] >> 4];
+    }
+#endif
+}
 
 // What a stored e4m3 code gives in vf_load_e4m3 is its value times 2^-8: the same bits as a half. The format's NaN, which
 // is stored for numbers that are none, comes out as 480.

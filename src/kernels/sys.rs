@@ -2,6 +2,7 @@
 
 //! The C surface of `csrc/fathom.h`, without what llama.cpp needs. `cargo check --features bindgen` renews it.
 
+
 pub const FATHOM_MOE_ROUTE_MAX_USED: u32 = 64;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -23,6 +24,15 @@ pub const FATHOM_ROW_F16: _bindgen_ty_1 = 1;
 pub const FATHOM_ROW_FP8: _bindgen_ty_1 = 2;
 pub const FATHOM_ROW_FP4: _bindgen_ty_1 = 3;
 pub type _bindgen_ty_1 = ::std::os::raw::c_uint;
+unsafe extern "C" {
+    pub fn fathom_row_bytes(row_type: i32, d: i32, n_rot: i32) -> i64;
+}
+unsafe extern "C" {
+    pub fn fathom_row_store(row_type: i32, d: i32, n_rot: i32, x: *const f32, row: *mut ::std::os::raw::c_void);
+}
+unsafe extern "C" {
+    pub fn fathom_row_load(row_type: i32, d: i32, n_rot: i32, row: *const ::std::os::raw::c_void, x: *mut f32);
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_rows {
@@ -291,6 +301,23 @@ pub struct fathom_kernels {
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
     pub expert_ffn_down:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
+    pub norm_rope: ::std::option::Option<unsafe extern "C" fn(args: *const fathom_norm_rope_args, ith: i32, nth: i32)>,
+    pub kv_compress_rows:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_kv_compress_args, ith: i32, nth: i32)>,
+    pub kv_compress_commit:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_kv_compress_args, ith: i32, nth: i32)>,
+    pub index_topk_scratch_bytes:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_index_topk_args, nth: i32) -> usize>,
+    pub index_topk_scan:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_index_topk_args, ith: i32, nth: i32)>,
+    pub index_topk_merge:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_index_topk_args, ith: i32, nth: i32)>,
+    pub gather_attention_scratch_bytes:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_gather_attention_args, nth: i32) -> usize>,
+    pub gather_attention:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_gather_attention_args, ith: i32, nth: i32)>,
+    pub gather_attention_commit:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_gather_attention_args, ith: i32, nth: i32)>,
 }
 unsafe extern "C" {
     pub fn fathom_kernels_for(isa: i32) -> *const fathom_kernels;

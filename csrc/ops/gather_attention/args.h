@@ -31,10 +31,11 @@ typedef struct fathom_gather_attention_args {
     const int32_t * n_top;    // i32 [n_tokens], with `top`
     const fathom_window * window;  // [n_runs]
     const fathom_rows *   rows;    // [n_runs], NULL when ratio == 0
-    void *  scratch;          // fathom_gather_attention_scratch_bytes(args, nth), 64-byte aligned
+    void *  scratch;          // 64-byte aligned
     float * out;              // f32 [d, n_head, n_tokens]
 } fathom_gather_attention_args;
 
+// Reads nothing of the step.
 size_t fathom_gather_attention_scratch_bytes(const fathom_gather_attention_args * args, int32_t nth);
 void fathom_gather_attention(const fathom_gather_attention_args * args, int32_t ith, int32_t nth);
 void fathom_gather_attention_commit(const fathom_gather_attention_args * args, int32_t ith, int32_t nth);

@@ -1,11 +1,13 @@
 // index_topk: the compressed rows that a token attends to.
 //
 // Token at position p sees rows 0 .. (p+1)/ratio - 1 (integer division).
-//   score(w) = sum over heads h, in the order of h:  weights_h * scale * relu(q_h . k_w)
+//   score(w) = sum over heads h:  weights_h * scale * relu(q_h . k_w)
+// in an order of summation that is the kernel's own and the same for every key.
 // Kept: the top_k largest, ties to the lower row; all of them if there are no more than top_k (nothing is computed then).
+// Written in ascending order of rows, the rest filled with -1. No score matrix, no mask: scores of a block of rows are
+// compared with the running threshold and forgotten.
 // Keys in FATHOM_ROW_FP4 are in the Hadamard basis: q is rotated and rounded in the same way first (deepseek-v4.md section 6,
-// "Rounding"). Written in ascending order of rows, the rest filled with -1. No score matrix, no mask: scores of a block of
-// rows are compared with the running threshold and forgotten.
+// "Rounding"); n_embd is a power of two then.
 // Source: deepseek-v4.md section 6, "Indexer".
 #pragma once
 #include "../step.h"
@@ -21,11 +23,12 @@ typedef struct fathom_index_topk_args {
     const float * q;         // f32 [n_embd, n_head, n_tokens], roped
     const float * weights;   // f32 [n_head, n_tokens]
     const fathom_rows * keys;  // [n_runs]
-    void *    scratch;       // fathom_index_topk_scratch_bytes(args, nth), 64-byte aligned
+    void *    scratch;       // 64-byte aligned, kept from phase to phase
     int32_t * top;           // i32 [top_k, n_tokens]
     int32_t * n_top;         // i32 [n_tokens]
 } fathom_index_topk_args;
 
+// Grows with step->n_tokens and nth and reads nothing else of the step: ask with the largest of both.
 size_t fathom_index_topk_scratch_bytes(const fathom_index_topk_args * args, int32_t nth);
 // Two phases: with few tokens the rows are split among the threads (`scan`), and the parts are joined (`merge`).
 void fathom_index_topk_scan(const fathom_index_topk_args * args, int32_t ith, int32_t nth);

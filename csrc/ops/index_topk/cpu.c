@@ -1,0 +1,491 @@
+// A thread takes a block of tokens of one run and walks over the keys, BLOCK at a time: they are expanded once for all tokens of the
+// block. With many tokens each block of them is walked by one thread. With few, the rows are split into parts, one thread each,
+// whose winners `merge` joins.
+//
+// Keys in FP4 are scored in bytes: all products and sums of a dot product are exact there. Keys in f16 and f32 are scored in bytes first
+// where that is faster (VI_DOT4_IS_FAST), with a bound of the error (bound.h); the f32 score is computed for the rows that the
+// bound cannot exclude, so the result is the same. A score is the same bits on each of these ways.
+#include "../../simd/rows.h"
+#include "args.h"
+#include "bound.h"
+#include "keep.h"
+#include "scores.h"
+
+enum { TOKENS = 8 };  // of a block
+
+// What a token needs while its rows are walked.
+typedef struct token {
+    query       q;
+    keep        kept;
+    error_bound bound;
+    int32_t     t;
+    int64_t     n_rows;       // visible
+    int         in_bytes;     // scored in bytes
+    int         is_bounded;   // .. and the score is still to be confirmed
+    int64_t     n_scored, n_confirmed;
+} token;
+
+// Memory of one thread.
+typedef struct arena {
+    token    tokens[TOKENS];
+    gram     gram;
+    float *  head;     // [n_head][d]: one query as FP4 sees it
+    float *  keys;     // [BLOCK][d]
+    float *  gathered; // [BLOCK][d]
+    uint8_t * bytes;   // [BLOCK][d]
+    float *  units;    // [BLOCK_LANES] each
+    float *  lengths;
+    float *  errors;
+    uint64_t * joined; // [nth * top_k], for merge
+} arena;
+
+static int32_t lanes_of(const fathom_index_topk_args * args) {
+    return (args->n_head + VF_LANES - 1) / VF_LANES * VF_LANES;
+}
+
+static int32_t capacity_of(const fathom_index_topk_args * args) {
+    return 4 * args->top_k + 2 * BLOCK;
+}
+
+// What is left of a piece of memory; base NULL: only the size counts.
+typedef struct cursor {
+    char * base;
+    size_t used;
+} cursor;
+
+static void * take(cursor * at, size_t bytes) {
+    void * taken = at->base ? at->base + at->used : NULL;
+    at->used += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+// Lays the memory of one thread out from `base` on; returns its size.
+static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * base, arena * a) {
+    cursor at = {base, 0};
+    const size_t d = (size_t) args->n_embd;
+    const size_t n_lanes = (size_t) lanes_of(args);
+    const size_t capacity = (size_t) capacity_of(args);
+    for (int i = 0; i < TOKENS; i++) {
+        token * t = &a->tokens[i];
+        t->q.d = args->n_embd;
+        t->q.n_lanes = (int32_t) n_lanes;
+        t->q.channels = take(&at, d * n_lanes * sizeof(float));
+        t->q.weights = take(&at, n_lanes * sizeof(float));
+        t->q.bytes = take(&at, d * n_lanes);
+        t->q.bytes_bias = take(&at, n_lanes * sizeof(int32_t));
+        t->q.bytes_weights = take(&at, n_lanes * sizeof(float));
+        t->kept.keys = take(&at, capacity * sizeof(uint64_t));
+        t->kept.upper = take(&at, capacity * sizeof(float));
+    }
+    a->gram.vectors = take(&at, d * n_lanes * sizeof(float));
+    a->gram.products = take(&at, n_lanes * n_lanes * sizeof(float));
+    a->head = take(&at, d * (size_t) args->n_head * sizeof(float));
+    a->keys = take(&at, BLOCK * d * sizeof(float));
+    a->gathered = take(&at, BLOCK * d * sizeof(float));
+    a->bytes = take(&at, BLOCK * d);
+    a->units = take(&at, BLOCK_LANES * sizeof(float));
+    a->lengths = take(&at, BLOCK_LANES * sizeof(float));
+    a->errors = take(&at, BLOCK_LANES * sizeof(float));
+    const size_t n_joined = (size_t) nth * (size_t) args->top_k;
+    a->joined = take(&at, n_joined * sizeof(uint64_t));
+    uint64_t * work = take(&at, (capacity > n_joined ? capacity : n_joined) * sizeof(uint64_t));
+    for (int i = 0; i < TOKENS; i++) {
+        a->tokens[i].kept.work = work;
+        a->tokens[i].kept.k = args->top_k;
+        a->tokens[i].kept.capacity = (int32_t) capacity;
+    }
+    return at.used;
+}
+
+static size_t arena_bytes(const fathom_index_topk_args * args, int32_t nth) {
+    arena a;
+    return lay_out(args, nth, NULL, &a);
+}
+
+// Winners of one (token, part): their number, then top_k keys.
+static size_t part_words(const fathom_index_topk_args * args) {
+    return 1 + (size_t) args->top_k;
+}
+
+static int64_t n_blocks_of(const fathom_step * step) {
+    int64_t n_blocks = 0;
+    for (int32_t r = 0; r < step->n_runs; r++) {
+        n_blocks += (step->runs[r].n_tokens + TOKENS - 1) / TOKENS;
+    }
+    return n_blocks;
+}
+
+// Into how many parts the rows of each block of tokens are split: at least two blocks or parts a thread.
+static int64_t n_parts_of(int64_t n_blocks, int32_t nth) {
+    const int64_t n_parts = n_blocks >= 2 * nth ? 1 : (2 * nth + n_blocks - 1) / n_blocks;
+    return n_parts < nth ? n_parts : nth;
+}
+
+size_t FATHOM_KERNEL(index_topk_scratch_bytes)(const fathom_index_topk_args * args, int32_t nth) {
+    // Parts exist for fewer than 2 nth blocks, and blocks times parts is below 4 nth.
+    const int64_t of_blocks = 4 * (int64_t) nth * TOKENS;
+    const int64_t of_tokens = (int64_t) args->step->n_tokens * nth;
+    const size_t n_parts = (size_t) (of_blocks < of_tokens ? of_blocks : of_tokens);
+    return arena_bytes(args, nth) * (size_t) nth + n_parts * part_words(args) * sizeof(uint64_t);
+}
+
+static uint64_t * part_of(const fathom_index_topk_args * args, int32_t nth, int64_t t, int64_t n_parts, int64_t part) {
+    uint64_t * parts = (uint64_t *) ((char *) args->scratch + arena_bytes(args, nth) * (size_t) nth);
+    return parts + (size_t) (t * n_parts + part) * part_words(args);
+}
+
+static int64_t n_rows_of(const fathom_index_topk_args * args, int32_t t) {
+    const fathom_run * run = &args->step->runs[args->step->run_of_token[t]];
+    return (run->pos + (t - run->first) + 1) / args->ratio;
+}
+
+static void write_top(const fathom_index_topk_args * args, int32_t t, const uint64_t * keys, int32_t n) {
+    int32_t * top = args->top + (int64_t) t * args->top_k;
+    for (int32_t i = 0; i < args->top_k; i++) {
+        top[i] = i >= n ? -1 : keys ? row_of_key(keys[i]) : i;
+    }
+    args->n_top[t] = n;
+}
+
+// Exponents of the groups of a row in FP4: the smallest, if none is more than three above it. Groups of zeros do not count.
+static int common_exponent(const uint8_t * row, int32_t d, int32_t * smallest) {
+    int32_t least = 255;
+    int32_t most = 0;
+    for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
+        const int32_t exponent = row[d / 2 + g];
+        uint64_t codes[2];
+        memcpy(codes, row + g * FATHOM_FP4_GROUP / 2, sizeof codes);
+        if (((codes[0] | codes[1]) & 0x7777777777777777u) != 0) {
+            least = exponent < least ? exponent : least;
+            most = exponent > most ? exponent : most;
+        }
+    }
+    *smallest = least == 255 ? 127 : least;
+    return most - least <= 3;
+}
+
+// Twice the numbers of a row in FP4, as multiples of 2^smallest, plus `offset`.
+static void expand_codes(const uint8_t * row, int32_t d, int32_t smallest, int32_t offset, uint8_t * bytes) {
+    for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
+        const int32_t above = row[d / 2 + g] - smallest;
+        const int32_t shift = above < 0 || above > 3 ? 0 : above;  // others are groups of zeros
+        uint8_t table[16];
+        for (uint8_t code = 0; code < 16; code++) {
+            table[code] = (uint8_t) (fathom_e2m1_doubled[code] * (1 << shift) + offset);
+        }
+        vec_expand_codes(row + g * FATHOM_FP4_GROUP / 2, table, bytes + g * FATHOM_FP4_GROUP);
+    }
+}
+
+// One unit of expand_codes.
+static float unit_of(int32_t smallest) {
+    return 0.5f * fathom_f32_from_e8m0((uint8_t) smallest);
+}
+
+static void set_channels(const query * q, const float * heads, int32_t n_head) {
+    memset(q->channels, 0, (size_t) q->d * (size_t) q->n_lanes * sizeof(float));
+    for (int32_t h = 0; h < n_head; h++) {
+        for (int32_t c = 0; c < q->d; c++) {
+            q->channels[(int64_t) c * q->n_lanes + h] = heads[(int64_t) h * q->d + c];
+        }
+    }
+}
+
+// A query for keys in FP4: rotated and rounded as they are.
+static void set_query_fp4(token * tok, const float * q, int32_t n_head, float * heads) {
+    const int32_t d = tok->q.d;
+    tok->in_bytes = 1;
+    for (int32_t h = 0; h < n_head; h++) {
+        float * head = heads + (int64_t) h * d;
+        uint8_t row[d];
+        uint8_t bytes[d];
+        int32_t smallest;
+        memcpy(head, q + (int64_t) h * d, (size_t) d * sizeof(float));
+        fathom_hadamard(head, d);
+        fathom_row_store_of(FATHOM_ROW_FP4, d, 0, head, row);
+        fathom_row_load_of(FATHOM_ROW_FP4, d, 0, row, head);
+        tok->in_bytes &= common_exponent(row, d, &smallest);
+        expand_codes(row, d, smallest, 0, bytes);
+        int32_t sum = 0;
+        for (int32_t c = 0; c < d; c++) {
+            tok->q.bytes[((int64_t) (c / 4) * tok->q.n_lanes + h) * 4 + c % 4] = (int8_t) bytes[c];
+            sum += (int8_t) bytes[c];
+        }
+        tok->q.bytes_bias[h] = -VI_DOT4_OFFSET * sum;
+        tok->q.bytes_weights[h] = tok->q.weights[h] * unit_of(smallest);
+    }
+    set_channels(&tok->q, heads, n_head);
+}
+
+static void set_query(const fathom_index_topk_args * args, int32_t row_type, int64_t n_rows, const arena * a, token * tok) {
+    const float * q = args->q + (int64_t) tok->t * args->n_head * args->n_embd;
+    const int32_t n_lanes = tok->q.n_lanes;
+    memset(tok->q.weights, 0, (size_t) n_lanes * sizeof(float));
+    memset(tok->q.bytes, 0, (size_t) n_lanes * (size_t) args->n_embd);
+    memset(tok->q.bytes_bias, 0, (size_t) n_lanes * sizeof(int32_t));
+    memset(tok->q.bytes_weights, 0, (size_t) n_lanes * sizeof(float));
+    for (int32_t h = 0; h < args->n_head; h++) {
+        tok->q.weights[h] = args->weights[(int64_t) tok->t * args->n_head + h] * args->scale;
+    }
+    tok->in_bytes = 0;
+    tok->is_bounded = 0;
+    tok->n_scored = 0;
+    tok->n_confirmed = 0;
+    tok->kept.n = 0;
+    tok->kept.is_open = 1;
+    if (row_type == FATHOM_ROW_FP4) {
+        set_query_fp4(tok, q, args->n_head, a->head);
+        return;
+    }
+    set_channels(&tok->q, q, args->n_head);
+    // The bound has a price of its own, and excludes nothing as long as most rows win.
+    if (VI_DOT4_IS_FAST && n_rows >= 4 * (int64_t) args->top_k && args->n_embd % 16 == 0) {
+        tok->bound = query_to_bytes(&tok->q, q, args->n_head, &a->gram);
+        tok->in_bytes = 1;
+        tok->is_bounded = 1;
+    }
+}
+
+// Scores in f32 of the entries that pass `least` (all: 0) and are not known yet; returns the smallest score among those that pass.
+static float confirm(token * tok, const fathom_rows * keys, uint64_t least, float * gathered) {
+    keep * kept = &tok->kept;
+    int32_t entries[BLOCK];
+    float scores[BLOCK_LANES];
+    float smallest = INFINITY;
+    int32_t n = 0;
+    for (int32_t i = 0; i <= kept->n; i++) {
+        if (n == BLOCK || (i == kept->n && n > 0)) {
+            scores_f32(&tok->q, gathered, n, scores);
+            for (int32_t j = 0; j < n; j++) {
+                kept->keys[entries[j]] = key_of(scores[j], row_of_key(kept->keys[entries[j]]));
+                kept->upper[entries[j]] = score_of_key(kept->keys[entries[j]]);
+                smallest = fminf(smallest, kept->upper[entries[j]]);
+            }
+            tok->n_confirmed += n;
+            n = 0;
+        }
+        if (i == kept->n || kept->keys[i] < least) {
+            continue;
+        }
+        const float score = score_of_key(kept->keys[i]);
+        if (kept->upper[i] == score) {
+            smallest = fminf(smallest, score);
+            continue;
+        }
+        vf_row_load(keys->row_type, tok->q.d, 0, fathom_row_at(keys, row_of_key(kept->keys[i])), gathered + (int64_t) n * tok->q.d);
+        entries[n++] = i;
+    }
+    return smallest;
+}
+
+// Down to the k best, with their scores: first those that are likely to win, whose scores then exclude most others.
+static void settle(token * tok, const fathom_rows * keys, float * gathered) {
+    keep * kept = &tok->kept;
+    if (tok->is_bounded) {
+        if (kept->n > kept->k) {
+            const uint64_t likely = select_largest(kept->keys, kept->n, kept->k, kept->work);
+            raise_threshold(kept, confirm(tok, keys, likely, gathered));
+            int32_t n = 0;
+            for (int32_t i = 0; i < kept->n; i++) {
+                const float upper = kept->upper[i];
+                kept->keys[n] = kept->keys[i];
+                kept->upper[n] = upper;
+                n += !(upper < kept->threshold);
+            }
+            kept->n = n;
+        }
+        confirm(tok, keys, 0, gathered);
+    }
+    keep_best(kept);
+}
+
+// Room for one more block.
+static void make_room(token * tok, const fathom_rows * keys, float * gathered) {
+    keep * kept = &tok->kept;
+    if (kept->n + BLOCK <= kept->capacity) {
+        return;
+    }
+    if (!tok->is_bounded) {
+        keep_best(kept);
+        return;
+    }
+    keep_possible(kept);
+    if (kept->n > kept->capacity / 2) {
+        settle(tok, keys, gathered);
+        // A bound that confirms every other row costs more than it saves.
+        if (2 * tok->n_confirmed > tok->n_scored) {
+            tok->is_bounded = 0;
+            tok->in_bytes = 0;
+        }
+    }
+}
+
+// Which forms of the block's keys are there.
+typedef struct block {
+    int64_t base;
+    int32_t n;
+    int     has_f32, has_bytes;
+    int     is_wide;  // FP4 whose exponents do not fit bytes
+} block;
+
+static void expand_f32(const fathom_rows * keys, int32_t d, block * b, const arena * a) {
+    if (b->has_f32) {
+        return;
+    }
+    for (int32_t r = 0; r < b->n; r++) {
+        vf_row_load(keys->row_type, d, 0, fathom_row_at(keys, b->base + r), a->keys + (int64_t) r * d);
+    }
+    b->has_f32 = 1;
+}
+
+static void expand_bytes(const fathom_rows * keys, int32_t d, block * b, const arena * a) {
+    if (b->has_bytes || b->is_wide) {
+        return;
+    }
+    for (int32_t r = 0; r < b->n; r++) {
+        uint8_t * bytes = a->bytes + (int64_t) r * d;
+        if (keys->row_type == FATHOM_ROW_FP4) {
+            const uint8_t * row = (const uint8_t *) fathom_row_at(keys, b->base + r);
+            int32_t smallest;
+            if (!common_exponent(row, d, &smallest)) {
+                b->is_wide = 1;
+                return;
+            }
+            expand_codes(row, d, smallest, VI_DOT4_OFFSET, bytes);
+            a->units[r] = unit_of(smallest);
+        } else {
+            expand_f32(keys, d, b, a);
+            key_to_bytes(a->keys + (int64_t) r * d, d, bytes, a->units + r, a->lengths + r, a->errors + r);
+        }
+    }
+    b->has_bytes = 1;
+}
+
+static void score_block(token * tok, const fathom_rows * keys, block * b, const arena * a) {
+    const int32_t d = tok->q.d;
+    const int64_t visible = tok->n_rows - b->base;
+    const int32_t n = (int32_t) (visible < b->n ? visible : b->n);
+    float lower[BLOCK_LANES];
+    float upper[BLOCK_LANES];
+    if (n <= 0) {
+        return;
+    }
+    make_room(tok, keys, a->gathered);
+    if (tok->in_bytes) {
+        expand_bytes(keys, d, b, a);
+    }
+    if (tok->in_bytes && !b->is_wide) {
+        scores_bytes(&tok->q, a->bytes, n, lower);
+        for (int r = 0; r < BLOCK_LANES; r += VF_LANES) {
+            const vf score = vf_mul(vf_load(lower + r), vf_load(a->units + r));
+            vf_store(lower + r, score);
+            if (tok->is_bounded) {
+                const vf error = vf_fma(vf_set1(tok->bound.per_error), vf_load(a->errors + r),
+                                        vf_fma(vf_set1(tok->bound.per_length), vf_load(a->lengths + r), vf_set1(1e-36f)));
+                vf_store(lower + r, vf_sub(score, error));
+                vf_store(upper + r, vf_add(score, error));
+            }
+        }
+    } else {
+        expand_f32(keys, d, b, a);
+        scores_f32(&tok->q, a->keys, n, lower);
+    }
+    tok->n_scored += n;
+    keep_block(&tok->kept, (int32_t) b->base, n, lower, tok->is_bounded ? upper : lower);
+}
+
+static void scan_block(const fathom_index_topk_args * args, int32_t r, int32_t first, int32_t n_tokens, int64_t part, int64_t n_parts,
+                       int32_t nth, arena * a) {
+    const fathom_rows * keys = &args->keys[r];
+    const int64_t n_rows = n_rows_of(args, first + n_tokens - 1);
+    const int64_t n_steps = (n_rows + BLOCK - 1) / BLOCK;
+    const int64_t begin = n_steps * part / n_parts * BLOCK;
+    const int64_t part_end = n_steps * (part + 1) / n_parts * BLOCK;
+    const int64_t end = part_end < n_rows ? part_end : n_rows;
+    int n_active = 0;
+    for (int32_t t = first; t < first + n_tokens; t++) {
+        token * tok = &a->tokens[n_active];
+        tok->t = t;
+        tok->n_rows = n_rows_of(args, t);
+        if (tok->n_rows <= args->top_k) {
+            if (part == 0) {
+                write_top(args, t, NULL, (int32_t) tok->n_rows);
+            }
+        } else {
+            set_query(args, keys->row_type, (tok->n_rows < end ? tok->n_rows : end) - begin, a, tok);
+            n_active++;
+        }
+    }
+    if (n_active == 0) {
+        return;
+    }
+    for (block b = {.base = begin}; b.base < end; b = (block) {.base = b.base + BLOCK}) {
+        b.n = (int32_t) (end - b.base < BLOCK ? end - b.base : BLOCK);
+        for (int64_t next = b.base + BLOCK; next < end && next < b.base + 2 * BLOCK; next++) {
+            const char * row = (const char *) fathom_row_at(keys, next);
+            for (int64_t i = 0; i < keys->row_bytes; i += 64) {
+                __builtin_prefetch(row + i, 0, 3);
+            }
+        }
+        for (int i = 0; i < n_active; i++) {
+            score_block(&a->tokens[i], keys, &b, a);
+        }
+    }
+    for (int i = 0; i < n_active; i++) {
+        token * tok = &a->tokens[i];
+        settle(tok, keys, a->gathered);
+        if (n_parts == 1) {
+            write_top(args, tok->t, tok->kept.keys, tok->kept.n);
+        } else {
+            uint64_t * out = part_of(args, nth, tok->t, n_parts, part);
+            out[0] = (uint64_t) tok->kept.n;
+            memcpy(out + 1, tok->kept.keys, (size_t) tok->kept.n * sizeof(uint64_t));
+        }
+    }
+}
+
+void FATHOM_KERNEL(index_topk_scan)(const fathom_index_topk_args * args, int32_t ith, int32_t nth) {
+    arena a;
+    lay_out(args, nth, (char *) args->scratch + arena_bytes(args, nth) * (size_t) ith, &a);
+    const int64_t n_parts = n_parts_of(n_blocks_of(args->step), nth);
+    int64_t item = 0;  // (block of tokens, part), dealt to the threads in turn
+    for (int32_t r = 0; r < args->step->n_runs; r++) {
+        const fathom_run * run = &args->step->runs[r];
+        for (int32_t i = 0; i < run->n_tokens; i += TOKENS) {
+            const int32_t n_tokens = run->n_tokens - i < TOKENS ? run->n_tokens - i : TOKENS;
+            for (int64_t part = 0; part < n_parts; part++, item++) {
+                if (item % nth == ith) {
+                    scan_block(args, r, run->first + i, n_tokens, part, n_parts, nth, &a);
+                }
+            }
+        }
+    }
+}
+
+void FATHOM_KERNEL(index_topk_merge)(const fathom_index_topk_args * args, int32_t ith, int32_t nth) {
+    const int64_t n_parts = n_parts_of(n_blocks_of(args->step), nth);
+    if (n_parts == 1) {
+        return;
+    }
+    arena a;
+    lay_out(args, nth, (char *) args->scratch + arena_bytes(args, nth) * (size_t) ith, &a);
+    for (int32_t t = ith; t < args->step->n_tokens; t += nth) {
+        if (n_rows_of(args, t) <= args->top_k) {
+            continue;
+        }
+        int32_t n = 0;
+        for (int64_t part = 0; part < n_parts; part++) {
+            const uint64_t * winners = part_of(args, nth, t, n_parts, part);
+            memcpy(a.joined + n, winners + 1, (size_t) winners[0] * sizeof(uint64_t));
+            n += (int32_t) winners[0];
+        }
+        const uint64_t last = select_largest(a.joined, n, args->top_k, a.tokens[0].kept.work);
+        int32_t n_top = 0;
+        for (int32_t i = 0; i < n; i++) {
+            const uint64_t key = a.joined[i];
+            a.joined[n_top] = key;
+            n_top += key >= last;
+        }
+        write_top(args, t, a.joined, n_top);
+    }
+}
