@@ -4,8 +4,10 @@ A model is given as a function `argmax(batch)`: for each sequence of ids of the 
 position. Decoding is greedy and exact, but cheap: the expected answer is tried as a draft, and what the model would not have
 written is thrown away, so a right answer costs one pass and a wrong one a few.
 
-    python evaluate.py --write ../heldout.jsonl     the cases that the tests of the program use
-    python evaluate.py --disjoint 50000             no held-out case occurs among so many training conversations"""
+    python evaluate.py --state STATE_DIR --out report.json      a training state: its master weights, and what they are released as
+    python evaluate.py --checkpoint ../checkpoint               a released checkpoint
+    python evaluate.py --write ../heldout.jsonl                 the cases that the tests of the program use
+    python evaluate.py --disjoint 50000                         no held-out case occurs among so many training conversations"""
 
 import argparse
 import json
@@ -149,19 +151,46 @@ def greedy(argmax: Argmax, cases: list[Case], eos: int, batch_tokens: int = 8192
     return written
 
 
-def argmax_of(logits, device="cpu") -> Argmax:
-    """`logits(ids [B, T]) -> [B, T, V]` of torch as an `Argmax`. Shorter sequences are padded on the right, which a causal model cannot see."""
+def argmax_of(weights: dict, config: dict, quantised: bool, device: str = "cpu") -> Argmax:
+    """The model with master weights as they are, or rounded to what is released. Activations are BF16 in both cases.
+    Sequences are padded on the right, which a causal model cannot see."""
     import torch
 
+    import model
+    import quantize
+
+    kernels = device == "cpu"
+    if kernels:
+        import fast
+
+        ops = fast.Fast(config)
+    else:
+        ops = model.Ref(config)
+        ops.dtype = torch.bfloat16
+    network = model.Model(config, ops, device)
+    released = quantize.release(weights, model.spec(config), quantised, ops.dtype, kernels)
+
     def argmax(batch: list[list[int]]) -> list[list[int]]:
-        ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long, device=device)
+        width = -(-max(map(len, batch)) // 32) * 32
+        ids = torch.full((len(batch), width), 2)
         for row, sequence in zip(ids, batch):
-            row[: len(sequence)] = torch.tensor(sequence, device=device)
+            row[: len(sequence)] = torch.tensor(sequence)
         with torch.no_grad():
-            best = logits(ids).argmax(-1).tolist()
+            streams = network.streams(released, ids.to(device))
+            best = torch.cat([network.head(part, released).argmax(-1) for part in streams.split(2048)]).view(len(batch), width).tolist()
         return [row[: len(sequence)] for row, sequence in zip(best, batch)]
 
     return argmax
+
+
+def exact(argmax: Argmax, cases: list[Case], batch_tokens: int = 8192) -> list[bool]:
+    """Whether greedy decoding gives the expected answer word for word: one pass for each case, right or wrong."""
+    written, drafts, found = [[] for _ in cases], [case.answer for case in cases], [False] * len(cases)
+    for group in _groups(sorted(range(len(cases)), key=lambda i: len(cases[i].prompt)), cases, written, drafts, batch_tokens):
+        for i, following in zip(group, argmax([cases[i].prompt + cases[i].answer for i in group])):
+            begin = len(cases[i].prompt) - 1
+            found[i] = following[begin : begin + len(cases[i].answer)] == cases[i].answer
+    return found
 
 
 def _groups(order, cases, written, drafts, batch_tokens):
@@ -238,9 +267,9 @@ def report(argmax: Argmax, cases: int = 200, seed: int = 1, lengths=LENGTHS, rep
 
 
 def quick(argmax: Argmax, cases: int, seed: int, skills=SKILLS, tokenizer=None, batch_tokens: int = 8192) -> dict[str, float]:
-    """Share of right answers for each skill: for the log of a training run."""
+    """Share of answers that are word for word as expected, for each skill: a lower bound, for the log of a training run."""
     tokenizer = tokenizer or _vocabulary()
-    return {skill: share(run(argmax, heldout(skill, cases, seed, tokenizer), tokenizer, batch_tokens)) for skill in skills}
+    return {skill: round(sum(exact(argmax, heldout(skill, cases, seed, tokenizer), batch_tokens)) / cases, 4) for skill in skills}
 
 
 # ------------------------------------------------------------------------------------------------------------------ files
@@ -293,6 +322,33 @@ def check_disjoint(count: int, seed: int = 0) -> int:
     return bad
 
 
+def print_report(args) -> None:
+    import torch
+
+    import model
+
+    tokenizer = _vocabulary()
+    config = model.config(tokenizer.vocabulary)
+    if args.state:
+        saved = torch.load(args.state / "state.pt", map_location=args.device, weights_only=True)
+        weights, forms, counters = saved[args.weights], args.forms, saved["counters"]
+    else:
+        import export
+
+        weights, forms, counters = export.read(args.checkpoint, config), ["released"], None
+    out = {"schema": 1, "counters": counters, "forms": {}}
+    for form in forms:
+        print(f"{form}:", flush=True)
+        argmax = argmax_of(weights, config, form == "released" and args.state is not None, args.device)
+        if args.quick:
+            out["forms"][form] = quick(argmax, args.cases, args.seed, args.skills, tokenizer)
+            print(json.dumps(out["forms"][form]), flush=True)
+            continue
+        out["forms"][form] = report(argmax, args.cases, args.seed, args.lengths, args.repeats, tuple(args.residues), args.skills, tokenizer, log=sys.stdout)
+        if args.out:
+            args.out.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _vocabulary():
     import tokenizer
 
@@ -301,9 +357,25 @@ def _vocabulary():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out cases of fathom-tiny.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--state", type=Path, help="folder of a training state: report on its master weights and on their released form")
+    source.add_argument("--checkpoint", type=Path, help="folder of a released checkpoint: report on it")
+    parser.add_argument("--cases", type=int, default=200, help="held-out cases a skill")
+    parser.add_argument("--quick", action="store_true", help="only the share of answers word for word as expected, one pass each")
+    parser.add_argument("--skills", nargs="+", default=SKILLS, choices=SKILLS)
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS, help="prompt lengths of needles")
+    parser.add_argument("--repeats", type=int, default=4, help="needles for each length and depth")
+    parser.add_argument("--residues", type=int, nargs=2, default=(256, 2), help="shortest of 128 prompt lengths, needles for each; 0 0 for none")
+    parser.add_argument("--forms", nargs="+", default=["master", "released"], choices=["master", "released"], help="with --state")
+    parser.add_argument("--weights", default="ema", choices=["ema", "P"], help="with --state: the moving average or the last step")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the report as JSON")
     parser.add_argument("--write", type=Path, metavar="JSONL", help="write cases for the tests of the program")
     parser.add_argument("--disjoint", type=int, metavar="N", help="compare the splits over N training conversations")
     args = parser.parse_args()
+    if args.state or args.checkpoint:
+        print_report(args)
     if args.write:
         write_cases(args.write)
     if args.disjoint:
