@@ -91,7 +91,7 @@ pub trait Engine {
     /// Vocabulary, context, memory, and which of the calls below are supported.
     fn info(&self) -> &EngineInfo;
 
-    /// Runs every token of `batch`; writes one row into `out` per token that asked for one, in batch order.
+    /// Runs every token of `batch`; empties `out` and writes one row into it per token that asked for one, in batch order.
     ///
     /// # Errors
     /// [`Error::Batch`] when the batch breaks a rule of [`Batch`]; [`Error::Aborted`] when [`Settings::abort`] was

@@ -377,6 +377,7 @@ impl Engine for Scripted {
     }
 
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error> {
+        out.clear();
         self.check(batch)?;
         let start = Instant::now();
         if let Some(trace) = &self.script.trace {
