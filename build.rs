@@ -1,6 +1,7 @@
 //! 1. Compile the kernels of `csrc/ops`, once for each instruction set of the target: a C compiler is enough.
-//! 2. With feature `bindgen`: write `src/kernels/sys.rs` from `csrc/fathom.h`.
-//! 3. With feature `llama`: find the ggml and llama.cpp that llama-cpp-sys-2 built; tell the program which instruction
+//! 2. Put `modelfiles/fathom-tiny` into release builds, when its checkpoint is in the tree.
+//! 3. With feature `bindgen`: write `src/kernels/sys.rs` from `csrc/fathom.h`.
+//! 4. With feature `llama`: find the ggml and llama.cpp that llama-cpp-sys-2 built; tell the program which instruction
 //!    sets they were compiled for, so that it can refuse an older processor with a sentence instead of an illegal instruction; and
 //!    compile `csrc/llama`, the few things that llama.cpp offers to C++ only.
 
@@ -37,6 +38,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=csrc");
     kernels();
+    bundle();
     #[cfg(feature = "bindgen")]
     bindings();
     if env::var_os("CARGO_FEATURE_LLAMA").is_some() {
@@ -125,6 +127,38 @@ fn llama() {
         .include(PathBuf::from(home).join("src"))
         .file("csrc/llama/memory.cpp")
         .compile("fathom_llama");
+}
+
+/// Writes `bundled.rs`, which `src/modelfile/bundled.rs` includes: the Modelfile and the files of the checkpoint. Dev builds carry nothing:
+/// linking 12 MB into every test binary would cost what they are for.
+fn bundle() {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let model = root.join("modelfiles/fathom-tiny");
+    let checkpoint = model.join("checkpoint");
+    let is_there = checkpoint.join("config.json").is_file();
+    // The folder is watched as a whole only until there is a checkpoint: training writes beside it.
+    let watched: &[&str] = if is_there { &["checkpoint", "Modelfile"] } else { &["."] };
+    watched.iter().for_each(|name| println!("cargo::rerun-if-changed={}", model.join(name).display()));
+    let mut files = Vec::new();
+    if is_there && env::var("PROFILE").as_deref() == Ok("release") {
+        let entries = fs::read_dir(&checkpoint).unwrap_or_else(|error| panic!("cannot read {checkpoint:?}: {error}"));
+        files = entries.map(|entry| entry.expect("an entry of the checkpoint's folder").path()).collect();
+        files.sort();
+    }
+    let modelfile = match files.is_empty() {
+        true => "\"\"".to_owned(),
+        false => format!("include_str!({:?})", model.join("Modelfile")),
+    };
+    let list: String = files
+        .iter()
+        .map(|path| format!("    ({:?}, include_bytes!({path:?})),\n", path.file_name().expect("a file's name")))
+        .collect();
+    let text = format!(
+        "pub(super) const MODELFILE: &str = {modelfile};\n\
+         pub(super) const FILES: &[(&str, &[u8])] = &[\n{list}];\n"
+    );
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("bundled.rs");
+    fs::write(&out, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", out.display()));
 }
 
 /// Instruction sets of ggml's CPU kernels.

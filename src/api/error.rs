@@ -35,6 +35,9 @@ pub enum Error {
     InvalidRole { role: &'static str, name: String },
     #[error("model '{0}' not found")]
     NotFound(String),
+    /// The bundled model in a build without it.
+    #[error("{0}")]
+    NotBundled(String),
     /// copy quotes differently.
     #[error("model \"{0}\" not found")]
     CopySourceNotFound(String),
@@ -172,7 +175,7 @@ impl Error {
             | Error::BadRequest(_) => StatusCode::BAD_REQUEST,
             Error::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Error::Cloud { .. } | Error::PathNotAllowed => StatusCode::FORBIDDEN,
-            Error::NotFound(_) | Error::CopySourceNotFound(_) => StatusCode::NOT_FOUND,
+            Error::NotFound(_) | Error::NotBundled(_) | Error::CopySourceNotFound(_) => StatusCode::NOT_FOUND,
             // Ollama calls these the server's fault; clients only look for an error status.
             Error::Format(_) | Error::Option(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Error::Renderer(_) | Error::PullNotFound | Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -213,6 +216,8 @@ impl From<CreateError> for Error {
             CreateError::SeveralAdapters(_) => Error::OneAdapter,
             CreateError::NoBaseModel => Error::NoBaseModel,
             CreateError::Store(error) => Error::Store(error),
+            CreateError::NotBundled(_) => Error::NotBundled(error.to_string()),
+            CreateError::BundledModelfile(_) => Error::Internal(error.to_string()),
             CreateError::Convert(fathom_converters::Error::Io { .. }) | CreateError::Merge(_) => {
                 Error::Internal(error.to_string())
             }

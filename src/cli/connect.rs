@@ -36,6 +36,7 @@ pub(super) fn explained(error: client::Error) -> anyhow::Error {
         client::Error::Unreachable { .. } => {
             hint(error, "start a server with `fathom serve`; `fathom run` does so by itself")
         }
+        client::Error::Status { text, .. } if text.ends_with("carries no model") => no_bundle(error),
         client::Error::Status { text, .. } if text.contains("not found") && text.starts_with("model") => {
             hint(error, "`fathom list` shows the models that are here; `fathom create` makes one from a file")
         }
@@ -44,6 +45,14 @@ pub(super) fn explained(error: client::Error) -> anyhow::Error {
         }
         _ => error.into(),
     }
+}
+
+/// Adds where the model that this build does not carry can be had.
+pub(super) fn no_bundle(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    hint(
+        error,
+        "release builds of the repository carry `fathom-tiny`; `fathom create fathom-tiny -f modelfiles/fathom-tiny/Modelfile` makes it from there",
+    )
 }
 
 /// What to call a model towards the server: its name, or for a `.gguf` file its absolute path.

@@ -13,13 +13,13 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde_json::json;
 
-use super::{connect, hint};
+use super::{connect, hint, weights};
 use crate::chat::family::{Facts, for_model};
 use crate::chat::{self, Arguments, Family, Prompt, RawJson, Request, Role, Think, Tool};
 use crate::completion::facts;
 use crate::config::Config;
 use crate::ids::TokenId;
-use crate::store::{self, Model, Store};
+use crate::store::Model;
 use crate::tokens::Tokenizer;
 
 /// The format when neither a model nor `--generation` says one.
@@ -62,15 +62,15 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     print(&args, &family, &prompt, tokens.as_deref())
 }
 
-fn find(name: &str, config: &Config) -> anyhow::Result<Model> {
+/// The model that is called `name`, or the `.gguf` file of that name.
+///
+/// # Errors
+/// There is none.
+pub(super) fn find(name: &str, config: &Config) -> anyhow::Result<Model> {
     if connect::is_file_name(name) {
         return Model::from_gguf(Path::new(name)).with_context(|| format!("cannot open `{name}`"));
     }
-    let parsed = store::Name::parse(name)?;
-    Store::open(&config.models)?.model(&parsed).map_err(|error| match error {
-        store::Error::NotFound(_) => hint(error, "`fathom list` shows what is installed; a `.gguf` file works too"),
-        error => error.into(),
-    })
+    weights::stored(name, config)
 }
 
 fn tokenize(model: &Model, prompt: &Prompt) -> anyhow::Result<Vec<TokenId>> {

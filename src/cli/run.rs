@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 use super::answer::Style;
 use super::session::{Ended, Session};
 use super::settings::{self, EngineFlags};
-use super::{Interrupted, connect, launch, repl};
+use super::{Interrupted, connect, create, launch, repl};
+use crate::api::ollama::types::CreateRequest;
 use crate::client::{Client, Show};
 use crate::config::{self, Config};
+use crate::modelfile::bundled;
+use crate::store::Name;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -110,6 +113,7 @@ async fn open(args: &Args, config: &Config) -> anyhow::Result<Session> {
     let mut client = Client::new(&config.host)?;
     launch::ensure_server(&mut client, config, &args.engine.arguments()).await?;
     let model = connect::model_name(&args.model, &client)?;
+    first_use(&client, &model).await?;
     let show = client.show(&model, false).await.map_err(connect::explained)?;
     let think = args.think.clone().or_else(|| default_think(&show));
     let terminal = io::stdout().is_terminal();
@@ -127,6 +131,20 @@ async fn open(args: &Args, config: &Config) -> anyhow::Result<Session> {
         verbose: args.verbose,
         style: Style { columns, color: terminal, hide_thinking: args.hidethinking },
     })
+}
+
+/// The bundled model is made on first use by whatever asks for it; here its making is shown.
+async fn first_use(client: &Client, model: &str) -> anyhow::Result<()> {
+    let is_bundled = |text: &str| Name::parse(text).is_ok_and(|name| bundled::is_name(&name));
+    if !is_bundled(model) {
+        return Ok(());
+    }
+    let listed = client.list().await.map_err(connect::explained)?;
+    if listed.iter().any(|listed| is_bundled(&listed.name)) {
+        return Ok(());
+    }
+    let request = CreateRequest { model: model.into(), from: model.into(), ..CreateRequest::default() };
+    create::follow(client.create(&request).await.map_err(connect::explained)?).await
 }
 
 /// Who is not told otherwise thinks, if he can; other models would refuse the field.

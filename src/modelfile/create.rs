@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::base;
+use super::{base, bundled};
 use crate::store::{self, CONFIG_TYPE, Config, Digest, Kind, Layer, Manifest, Message, Model, Name, Store};
 
 /// What to make.
@@ -22,6 +22,12 @@ pub struct Spec {
     /// Uploaded draft models.
     pub drafts: Vec<(String, Digest)>,
     pub changes: Changes,
+}
+
+impl Spec {
+    fn adds_nothing(&self) -> bool {
+        self.adapters.is_empty() && self.drafts.is_empty() && self.changes == Changes::default()
+    }
 }
 
 /// Where the weights come from.
@@ -105,6 +111,11 @@ pub enum Error {
     Merge(fathom_gguf::Error),
     #[error("field `info`: {0}")]
     Info(String),
+    /// The text is that of a missing model, which clients look for, and why it is missing.
+    #[error("model '{0}' not found, and this build of fathom carries no model")]
+    NotBundled(&'static str),
+    #[error("the Modelfile inside the program cannot be used: {0}")]
+    BundledModelfile(String),
     #[error("the request was cancelled")]
     Cancelled,
     #[error(transparent)]
@@ -123,6 +134,13 @@ pub(super) struct Parts {
 /// # Errors
 /// [`Error`]; the store has no new manifest then.
 pub fn create(store: &Store, spec: &Spec, events: &mut Events<'_>) -> Result<(), Error> {
+    if let Base::Model(base) = &spec.base {
+        bundled::ensure(store, base, events)?;
+        // Whoever wants the bundled model with progress shown asks for it made of itself.
+        if bundled::is_name(base) && *base == spec.name && spec.adds_nothing() {
+            return Ok(());
+        }
+    }
     let mut parts = match &spec.base {
         Base::Model(name) => inherit(store, name)?,
         Base::Files(files) => base::from_files(store, files, &spec.name, events)?,

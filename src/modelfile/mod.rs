@@ -4,6 +4,7 @@
 //! content, asks for. Clients parse; the server never sees the text.
 
 mod base;
+pub mod bundled;
 mod checkpoint;
 mod create;
 mod parse;

@@ -68,6 +68,32 @@ fn show_gives_the_overview_or_one_part() {
     assert!(verbose.contains("tokenizer.ggml.tokens"), "{verbose}");
 }
 
+/// The layout of `modelfiles/fathom-tiny`: FROM is relative to the Modelfile, wherever the command is typed.
+#[test]
+fn a_checkpoint_beside_its_modelfile_becomes_a_model() {
+    let home = Home::new();
+    let server = home.serve(&home.script(&["Hello."], 0));
+    let folder = home.path().join("models of mine/small");
+    std::fs::create_dir_all(folder.join("checkpoint")).unwrap();
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-v4-a")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join("checkpoint").join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(folder.join("Modelfile"), "FROM ./checkpoint\nPARAMETER temperature 0\n").unwrap();
+    let created = home.ask(&server, &["create", "small", "-f", "models of mine/small/Modelfile"]);
+    assert_eq!((created.code, created.stdout.as_str()), (Some(0), ""), "{created:#?}");
+    assert!(created.stderr.contains("writing manifest") && created.stderr.ends_with("success\n"), "{created:#?}");
+    let shown = home.ask(&server, &["show", "small"]).ok();
+    assert!(shown.contains("architecture        deepseek4\n") && shown.contains("temperature    0\n"), "{shown}");
+
+    std::fs::remove_dir_all(folder.join("checkpoint")).unwrap();
+    let error = home.ask(&server, &["create", "small", "-f", "models of mine/small/Modelfile"]).error();
+    assert!(
+        error.starts_with("error: FROM names `./checkpoint`, and there is no `models of mine/small/./checkpoint`"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_file_works_where_a_model_does() {
     let home = Home::new();

@@ -200,3 +200,24 @@ fn an_idle_server_ends_by_itself_when_told_to() {
     let mut server = Program::serve(home.path(), &[("FATHOM_ENGINE", "scripted"), ("FATHOM_IDLE_EXIT", "20ms")]);
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
+
+/// Only release builds carry the model; with it `tests/tiny` asks it questions.
+#[test]
+#[cfg(debug_assertions)]
+fn a_build_without_the_bundled_model_says_so() {
+    let home = Home::new();
+    let server = home.serve(&home.script(&["Hello."], 0));
+    let expected = "error: model 'fathom-tiny' not found, and this build of fathom carries no model\n\
+                    hint: release builds of the repository carry `fathom-tiny`; `fathom create fathom-tiny -f modelfiles/fathom-tiny/Modelfile` makes it from there\n";
+    assert_eq!(home.ask(&server, &["run", "fathom-tiny", "hello"]).error(), expected);
+    let body = br#"{"model": "fathom-tiny", "messages": [{"role": "user", "content": "Hi"}]}"#;
+    for path in ["/api/chat", "/api/show", "/api/generate"] {
+        let reply = crate::support::http::open(server.address, "POST", path, &[], body).finish();
+        assert_eq!(reply.status, 404, "{path}");
+        assert_eq!(
+            reply.json()["error"],
+            "model 'fathom-tiny' not found, and this build of fathom carries no model",
+            "{path}"
+        );
+    }
+}

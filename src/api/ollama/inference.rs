@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::answer::{self, Call, Logprob, Metrics};
 use super::duration;
-use super::models::blocking;
+use super::models::{blocking, installed};
 use super::options::Options;
 use crate::api::local::Local;
 use crate::api::{AppState, Error};
@@ -128,13 +128,13 @@ impl Subject {
         blocking(move || {
             let model = match (path, name) {
                 (Some(path), _) => Model::from_gguf(&path)?,
-                (None, Some(name)) => app.store.model(&name).map_err(|error| match error {
-                    store::Error::NotFound(_) if name.is_cloud() => {
+                (None, Some(name)) => installed(&app.store, &name).map_err(|error| match error {
+                    Error::Store(store::Error::NotFound(_)) if name.is_cloud() => {
                         Error::Cloud { what: "remote model is unavailable" }
                     }
                     // In the client's spelling.
-                    store::Error::NotFound(_) => Error::NotFound(named.clone()),
-                    other => other.into(),
+                    Error::Store(store::Error::NotFound(_)) => Error::NotFound(named.clone()),
+                    other => other,
                 })?,
                 (None, None) => unreachable!("a path or a name"),
             };

@@ -1,6 +1,7 @@
 //! Models as things: which are installed, which are loaded, copy, delete.
 
 use std::cmp::Reverse;
+use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
@@ -13,6 +14,7 @@ use crate::api::extract::Body;
 use crate::api::{AppState, Error, OLLAMA_VERSION, json};
 use crate::chat::family;
 use crate::completion;
+use crate::modelfile;
 use crate::scheduler::Loaded;
 use crate::store::{self, Capability, Model, Name, NameError, Store};
 
@@ -81,9 +83,13 @@ pub async fn copy(State(app): State<AppState>, Body(request): Body<CopyRequest>)
     let parse = |role, text: &str| Name::parse(text).map_err(|_| Error::InvalidRole { role, name: text.to_string() });
     let source = parse("source", &request.source)?;
     let destination = parse("destination", &request.destination)?;
-    match blocking(move || app.store.copy(&source, &destination)).await? {
-        Err(store::Error::NotFound(_)) => Err(Error::CopySourceNotFound(request.source)),
-        Err(error) => Err(error.into()),
+    let copied = blocking(move || {
+        modelfile::bundled::ensure(&app.store, &source, &mut |_| ControlFlow::Continue(()))?;
+        Ok(app.store.copy(&source, &destination)?)
+    });
+    match copied.await? {
+        Err(Error::Store(store::Error::NotFound(_))) => Err(Error::CopySourceNotFound(request.source)),
+        Err(error) => Err(error),
         Ok(()) => Ok(().into_response()),
     }
 }
@@ -100,6 +106,15 @@ pub async fn delete(State(app): State<AppState>, Body(request): Body<DeleteReque
         Err(error) => Err(error.into()),
         Ok(()) => Ok(().into_response()),
     }
+}
+
+/// The installed model of this name. The one that comes inside the program is made now if this is the first to ask for it.
+///
+/// # Errors
+/// [`Error::Store`] with [`store::Error::NotFound`] among others, and what goes wrong while it is made.
+pub(super) fn installed(store: &Store, name: &Name) -> Result<Model, Error> {
+    modelfile::bundled::ensure(store, name, &mut |_| ControlFlow::Continue(()))?;
+    Ok(store.model(name)?)
 }
 
 /// `model`, or its deprecated spelling `name`.

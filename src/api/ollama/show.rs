@@ -10,7 +10,7 @@ use fathom_gguf::{Array, File, Metadata};
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Number, Value};
 
-use super::models::{blocking, capabilities, details, first_of, local_time};
+use super::models::{self, blocking, capabilities, details, first_of, local_time};
 use super::types::*;
 use crate::api::extract::Body;
 use crate::api::local::Local;
@@ -57,13 +57,13 @@ pub async fn show(
 
 fn installed(store: &Store, typed: &str) -> Result<Model, Error> {
     let name = Name::parse(typed)?;
-    match store.model(&name) {
-        Err(store::Error::NotFound(_)) if name.is_cloud() => {
+    match models::installed(store, &name) {
+        Err(Error::Store(store::Error::NotFound(_))) if name.is_cloud() => {
             Err(Error::Cloud { what: "remote model details are unavailable" })
         }
         // The one endpoint that names the normalised name.
-        Err(store::Error::NotFound(_)) => Err(Error::NotFound(name.to_string())),
-        found => Ok(found?),
+        Err(Error::Store(store::Error::NotFound(_))) => Err(Error::NotFound(name.to_string())),
+        found => found,
     }
 }
 
