@@ -14,7 +14,7 @@
 //!
 //! # Layers
 //! A module uses modules of lower layers only (`tests/layers.rs` keeps this true):
-//! 7 `cli`, `client` · 6 `api` · 5 `completion` · 4 `scheduler` · 3 `engine`, `tokens`, `sampler`, `chat`, `registry`, `modelfile` ·
+//! 7 `cli`, `client` · 6 `api` · 5 `completion` · 4 `scheduler`, `eval` · 3 `engine`, `tokens`, `sampler`, `chat`, `registry`, `modelfile` ·
 //! 2 `store` · 0 `config`, `telemetry`, `ids`, `kernels`.
 
 pub mod api;
@@ -24,6 +24,7 @@ pub mod client;
 pub mod completion;
 pub mod config;
 pub mod engine;
+pub mod eval;
 pub mod ids;
 pub mod kernels;
 pub mod modelfile;

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("registry", 3),
     ("modelfile", 3),
     ("scheduler", 4),
+    ("eval", 4),
     ("completion", 5),
     ("api", 6),
     ("client", 7),

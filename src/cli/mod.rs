@@ -1,7 +1,7 @@
 //! What users type: one file per verb, each with its `Args` and `run`.
 //!
 //! Verbs that speak about models talk to a server through [`crate::client`]; only `serve`, `convert`, `export`, `verify`,
-//! `render`, `logits` and `bench` work in this process. Data goes to stdout; progress, warnings and errors go to stderr.
+//! `render`, `logits`, `bench` and `eval` work in this process. Data goes to stdout; progress, warnings and errors go to stderr.
 //! Exit codes: 0 = done, 1 = failed (`error: ...` says why), 2 = the command line makes no sense.
 
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ mod connect;
 mod convert;
 mod cp;
 mod create;
+mod eval;
 mod export;
 mod human;
 mod launch;
@@ -88,6 +89,8 @@ enum Command {
     Render(render::Args),
     /// Measure speed and memory
     Bench(bench::Args),
+    /// Measure perplexity, divergence from a reference, and what is found in long prompts
+    Eval(eval::Args),
     /// Write the logits of a token sequence to a file
     Logits(logits::Args),
 }
@@ -117,6 +120,7 @@ impl Command {
             Command::Verify(args) => verify::run(args, config),
             Command::Render(args) => render::run(args, config),
             Command::Bench(args) => bench::run(args, config),
+            Command::Eval(args) => eval::run(args, config),
             Command::Logits(args) => logits::run(args, config),
         }
     }

@@ -20,6 +20,16 @@ pub fn bytes(total: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(message)
 }
 
+/// A bar over `total` tokens, with rate and time left.
+pub fn steps(total: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{msg:<28!} {percent:>3}% [{bar:24}] {human_pos:>9}/{human_len:<9} {per_sec:>10} {eta:>4}",
+    )
+    .expect("the template is a constant")
+    .progress_chars("=> ");
+    ProgressBar::new(total).with_style(style).with_message(message)
+}
+
 /// Something that takes an unknown time.
 pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg}").expect("the template is a constant");

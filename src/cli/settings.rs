@@ -75,7 +75,7 @@ pub(super) fn engine(config: &Config) -> anyhow::Result<(engine::Kind, engine::S
 }
 
 /// Refuses an engine that this program does not have before anything is opened for it.
-fn built(kind: engine::Kind) -> anyhow::Result<engine::Kind> {
+pub(super) fn built(kind: engine::Kind) -> anyhow::Result<engine::Kind> {
     let name = kind.to_string();
     let engines = engine::build_info().engines;
     if kind == engine::Kind::Auto || engines.contains(&name.as_str()) {

@@ -8,7 +8,7 @@ fn every_verb_explains_itself() {
     insta::assert_snapshot!("fathom", home.run(&["--help"]).ok());
     for verb in [
         "serve", "run", "create", "list", "show", "ps", "stop", "cp", "rm", "convert", "export", "verify", "render",
-        "logits", "bench",
+        "logits", "bench", "eval",
     ] {
         insta::assert_snapshot!(verb, home.run(&[verb, "--help"]).ok());
     }

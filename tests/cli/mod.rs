@@ -2,6 +2,7 @@
 
 mod client;
 mod errors;
+mod eval;
 mod help;
 mod models;
 mod repl;

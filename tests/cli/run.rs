@@ -210,6 +210,7 @@ fn a_build_without_the_bundled_model_says_so() {
     let expected = "error: model 'fathom-tiny' not found, and this build of fathom carries no model\n\
                     hint: release builds of the repository carry `fathom-tiny`; `fathom create fathom-tiny -f modelfiles/fathom-tiny/Modelfile` makes it from there\n";
     assert_eq!(home.ask(&server, &["run", "fathom-tiny", "hello"]).error(), expected);
+    assert_eq!(home.run(&["eval", "fathom-tiny", "--engine", "scripted"]).error(), expected);
     let body = br#"{"model": "fathom-tiny", "messages": [{"role": "user", "content": "Hi"}]}"#;
     for path in ["/api/chat", "/api/show", "/api/generate"] {
         let reply = crate::support::http::open(server.address, "POST", path, &[], body).finish();

@@ -16,15 +16,15 @@ const EXACT: f32 = 1e-3;
 /// models, whose margins are 1e-4, and one flip early in the prompt of 48 is a large part of its mean.
 const MEAN_KL: f64 = 0.05;
 
-struct Golden {
-    tokens: Vec<TokenId>,
-    rows: Vec<usize>,
-    logits: Vec<Vec<f32>>,
+pub(super) struct Golden {
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) rows: Vec<usize>,
+    pub(super) logits: Vec<Vec<f32>>,
     greedy: Vec<TokenId>,
     greedy_logits: Vec<Vec<f32>>,
 }
 
-fn golden(name: &str, prompt: usize) -> Golden {
+pub(super) fn golden(name: &str, prompt: usize) -> Golden {
     let bytes = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let words = |key: &str| {

@@ -2,6 +2,7 @@
 //! process. In F32, where only the order of additions may differ.
 
 mod behaviour;
+mod eval;
 mod golden;
 mod hostile;
 mod plain;
