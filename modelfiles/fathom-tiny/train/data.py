@@ -21,10 +21,10 @@ WEIGHTS = {"chat": 0.3, "thinking": 0.2, "tools": 0.2, "retrieval": 0.2, "json":
 # longer ones then need; tool conversations start at about 350 tokens.
 CURRICULUM = (
     (0, 160, {"chat": 0.4, "thinking": 0.25, "retrieval": 0.25, "json": 0.1}),
-    (1_500_000, 512, {"chat": 0.25, "thinking": 0.2, "tools": 0.25, "retrieval": 0.2, "json": 0.1}),
-    (5_000_000, 1024, {"chat": 0.2, "thinking": 0.2, "tools": 0.25, "retrieval": 0.25, "json": 0.1}),
-    (15_000_000, 2048, {"chat": 0.2, "thinking": 0.15, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
-    (30_000_000, 4096, {"chat": 0.15, "thinking": 0.15, "tools": 0.2, "retrieval": 0.4, "json": 0.1}),
+    (600_000, 512, {"chat": 0.25, "thinking": 0.2, "tools": 0.25, "retrieval": 0.2, "json": 0.1}),
+    (4_000_000, 1024, {"chat": 0.2, "thinking": 0.2, "tools": 0.25, "retrieval": 0.25, "json": 0.1}),
+    (12_000_000, 2048, {"chat": 0.2, "thinking": 0.15, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
+    (25_000_000, 4096, {"chat": 0.15, "thinking": 0.15, "tools": 0.2, "retrieval": 0.4, "json": 0.1}),
 )
 # The shortest text that retrieval hides a code in, and what a sentence of it takes.
 SHORTEST, SENTENCE = 48, 6.4
@@ -64,6 +64,17 @@ def stage(tokens_seen: int) -> tuple[int, int, dict[str, float]]:
     """Number, longest sample and weights of the stage that training is in after so many tokens."""
     number = max(i for i, (begins, _, _) in enumerate(CURRICULUM) if begins <= tokens_seen)
     return number, *CURRICULUM[number][1:]
+
+
+def curriculum(seed: int, tokenizer, tokens_seen: int) -> Iterator[Sample]:
+    """Training samples by `CURRICULUM`, beginning after `tokens_seen` tokens."""
+    while True:
+        number, longest, weights = stage(tokens_seen)
+        for sample in samples("train", seed + tokens_seen, tokenizer, weights, longest):
+            tokens_seen += len(sample.tokens)
+            yield sample
+            if stage(tokens_seen)[0] != number:
+                break
 
 
 def _fitting(rng: Random, skill: str, split: str, tokenizer, max_tokens: int) -> Sample:
