@@ -48,7 +48,7 @@ impl Random {
         Random(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -58,7 +58,7 @@ impl Random {
 
     /// A number below `n`; 0 when `n` is 0. The remainder's bias is below 2^-40 for all our `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        self.next().checked_rem(n as u64).unwrap_or(0) as usize
+        self.next_u64().checked_rem(n as u64).unwrap_or(0) as usize
     }
 }
 

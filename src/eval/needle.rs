@@ -90,7 +90,7 @@ pub fn prompts(grid: &Grid, family: &Family, tokenizer: &Tokenizer) -> Result<Ve
             for sample in 0..grid.samples {
                 let seed = [tokens as u64, u64::from(depth), sample as u64]
                     .iter()
-                    .fold(grid.seed, |seed, number| Random::new(seed.wrapping_add(*number)).next());
+                    .fold(grid.seed, |seed, number| Random::new(seed.wrapping_add(*number)).next_u64());
                 let mut prompt = maker.prompt(tokens, depth, seed)?;
                 prompt.length = length;
                 prompts.push(prompt);
