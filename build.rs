@@ -66,10 +66,8 @@ fn kernels() {
         files
     };
 
-    let mut objects = c_build(&out.join("reference"))
-        .file("csrc/ops/rows.c")
-        .files(sources("reference.c"))
-        .compile_intermediates();
+    let mut objects =
+        c_build(&out.join("reference")).file("csrc/ops/rows.c").files(sources("reference.c")).compile_intermediates();
     let mut dispatch = c_build(&out.join("dispatch"));
     dispatch.file("csrc/simd/dispatch.c");
     let portable = [("PORTABLE", arch.as_str(), &[] as &[&str])];
@@ -95,7 +93,7 @@ fn bindings() {
         .blocklist_item("fathom_llama_.*")
         .prepend_enum_name(false)
         .layout_tests(false)
-        .raw_line("//! The C surface of `csrc/fathom.h`, without what llama.cpp needs. `cargo check --features bindgen` renews it.\n")
+        .raw_line("//! The C surface of `csrc/fathom.h`, without what llama.cpp needs. `cargo check --features bindgen` renews it.")
         .generate()
         .expect("csrc/fathom.h is C")
         .write_to_file("src/kernels/sys.rs")

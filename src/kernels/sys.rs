@@ -2,7 +2,6 @@
 
 //! The C surface of `csrc/fathom.h`, without what llama.cpp needs. `cargo check --features bindgen` renews it.
 
-
 pub const FATHOM_MOE_ROUTE_MAX_USED: u32 = 64;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
