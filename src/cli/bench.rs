@@ -48,7 +48,7 @@ pub struct Args {
     /// Tokens of the timed decode, in each sequence
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     r#gen: usize,
-    /// Computing threads [default: physical cores within the CPU quota]
+    /// Computing threads [default: physical cores within the CPU quota that other programs leave free at the start]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
     /// Sequences computed together
@@ -93,13 +93,16 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     ensure!(!needs_deepseek, "--fill jump needs a `deepseek4` model: other caches have no shape without their rows");
     drop(file);
 
+    // Decided once, for rows that can be compared: each process on its own would look at the load of another moment.
+    let configured = || config.threads.unwrap_or_else(|| engine::machine::compute_threads().count());
+    let threads = args.threads.unwrap_or_else(configured);
     let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
         path: path.clone(),
         engine: engine.to_string(),
         context,
         prompt: args.prompt,
         generate: args.r#gen,
-        threads: args.threads.unwrap_or(0),
+        threads,
         parallel,
         fill,
         repack: !args.no_repack,
@@ -111,6 +114,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
             let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); engines.len()];
             for round in 0..args.rounds {
                 for (engine, measured) in engines.iter().zip(&mut measured) {
+                    tracing::debug!(%engine, context, parallel, round, "measures");
                     measured.push(in_child(&job(*engine, context, parallel, args.fill, round))?);
                 }
             }

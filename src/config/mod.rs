@@ -57,7 +57,7 @@ pub struct Config {
     pub engine: String,
     /// Context of one sequence in tokens; `None` = what the model was trained for, as far as memory allows.
     pub context_length: Option<usize>,
-    /// Computing threads; `None` = physical cores within the CPU quota.
+    /// Computing threads; `None` = physical cores within the CPU quota that other programs leave free.
     pub threads: Option<usize>,
     /// Tokens of one engine step; `None` = the engine's measured default.
     pub batch: Option<usize>,

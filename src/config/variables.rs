@@ -183,8 +183,8 @@ pub static VARIABLES: &[Variable] = &[
         ollama: false,
         group: Group::Engine,
         value: "N",
-        default: "physical cores within the CPU quota",
-        help: "Computing threads; 0 = physical cores within the CPU quota",
+        default: "physical cores within the CPU quota that other programs leave free",
+        help: "Computing threads; 0 = the default, decided when a model is loaded",
         set: |c, v, _| {
             c.threads = Some(number(v)?).filter(|n| *n > 0);
             Ok(())

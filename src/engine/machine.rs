@@ -1,12 +1,13 @@
 //! What this machine offers an engine: memory that is free, cores that are real, instructions that the build needs.
 //!
 //! Containers lie by default: `/proc` shows the host. So memory is the smaller of `MemAvailable` and what the control group
-//! still allows, and cores are physical ones within the CPU quota: ggml's threads wait for each other by spinning, and a
-//! thread too many costs a scheduler slice at every node of the graph.
+//! still allows, and cores are physical ones within affinity mask and CPU quota that no other program keeps busy: ggml's threads
+//! wait for each other by spinning, and a thread too many costs a scheduler slice at every node of the graph.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Memory that can be taken without swapping, in bytes; `u64::MAX` where the system does not tell.
 pub fn available_bytes() -> u64 {
@@ -37,12 +38,71 @@ pub fn logical_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Threads to compute with: physical cores that this process may use, at most the CPU quota rounded down, at least one.
-pub fn compute_threads() -> usize {
+/// Threads to compute with, and why they are not more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ComputeThreads {
+    /// Physical cores that this process may use: within its affinity mask, at most the CPU quota rounded down, at least one.
+    pub cores: usize,
+    /// Threads of other programs that computed all the time while we looked.
+    pub others: usize,
+}
+
+impl ComputeThreads {
+    /// The cores that nobody else keeps busy, at least one.
+    pub fn count(self) -> usize {
+        self.cores.saturating_sub(self.others).max(1)
+    }
+}
+
+/// How often, and in which distance, is looked for what other programs compute.
+const LOOKS: u32 = 8;
+const LOOK_EVERY: Duration = Duration::from_millis(3);
+
+/// Looks at the machine as it is now, which takes some 20 ms when there is more than one core.
+pub fn compute_threads() -> ComputeThreads {
     let logical = logical_cores();
-    let physical = physical_cores(Path::new("/sys/devices/system/cpu")).unwrap_or(logical);
+    let allowed = fs::read_to_string("/proc/self/status").ok().and_then(|status| allowed_cpus(&status));
+    let physical = physical_cores(Path::new("/sys/devices/system/cpu"), allowed.as_ref()).unwrap_or(logical);
     let quota = own_cgroups().iter().filter_map(|dir| cgroup_cpu_quota(dir)).min();
-    logical.min(physical).min(quota.unwrap_or(usize::MAX)).max(1)
+    let cores = logical.min(physical).min(quota.unwrap_or(usize::MAX)).max(1);
+    let others = if cores == 1 { 0 } else { others_computing() };
+    ComputeThreads { cores, others }
+}
+
+/// Threads of other programs that want a core whenever one looks: short work does not count, and neither do our own threads,
+/// which will not compute while this model does, or share its cores with it by the user's choice.
+fn others_computing() -> usize {
+    let look = |index: u32| {
+        if index > 0 {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let all = runnable(&fs::read_to_string("/proc/loadavg").ok()?)?;
+        Some(all.saturating_sub(own_runnable()))
+    };
+    (0..LOOKS).map_while(look).min().unwrap_or(0)
+}
+
+/// Threads that run or could run now, of the whole machine: `0.52 0.58 0.59 3/611 1234` has 3.
+fn runnable(loadavg: &str) -> Option<usize> {
+    loadavg.split(' ').nth(3)?.split_once('/')?.0.parse().ok()
+}
+
+/// Threads of this process that run or could run now.
+fn own_runnable() -> usize {
+    let runs = |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    tasks.filter(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| runs(&stat))).count()
+}
+
+/// Numbers of the CPUs that the scheduler may give to this process.
+fn allowed_cpus(status: &str) -> Option<BTreeSet<usize>> {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cpus = BTreeSet::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?);
+    }
+    Some(cpus)
 }
 
 /// Bytes for people: `1.5 GiB`.
@@ -221,13 +281,14 @@ fn cgroup_cpu_quota(dir: &Path) -> Option<usize> {
     Some(usize::try_from(quota.checked_div(period)?).ok()?.max(1))
 }
 
-/// Cores among the online CPUs: hardware threads of one core share its arithmetic units.
-fn physical_cores(cpus: &Path) -> Option<usize> {
+/// Cores among the online CPUs that are `allowed` (`None` = all): hardware threads of one core share its arithmetic units.
+fn physical_cores(cpus: &Path, allowed: Option<&BTreeSet<usize>>) -> Option<usize> {
     let mut cores = BTreeSet::new();
     for entry in fs::read_dir(cpus).ok()?.flatten() {
         let name = entry.file_name();
         let Some(number) = name.to_str().and_then(|n| n.strip_prefix("cpu")) else { continue };
-        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+        let Ok(number) = number.parse::<usize>() else { continue };
+        if allowed.is_some_and(|allowed| !allowed.contains(&number)) {
             continue;
         }
         if let Ok(siblings) = fs::read_to_string(entry.path().join("topology/thread_siblings_list")) {
@@ -292,8 +353,27 @@ mod tests {
             ("cpu3/topology/thread_siblings_list", "1,3\n"),
             ("cpufreq/x", ""),
         ]);
-        assert_eq!(physical_cores(cpus.path()), Some(2));
-        assert_eq!(physical_cores(Path::new("/nowhere")), None);
+        assert_eq!(physical_cores(cpus.path(), None), Some(2));
+        assert_eq!(physical_cores(Path::new("/nowhere"), None), None);
+        for (list, cores) in [("0", 1), ("0,2", 1), ("0-1", 2), ("0-3", 2), ("2,3-64", 2)] {
+            let allowed = allowed_cpus(&format!("Name:\tx\nCpus_allowed_list:\t{list}\n")).unwrap();
+            assert_eq!(physical_cores(cpus.path(), Some(&allowed)), Some(cores), "{list}");
+        }
+        assert_eq!(allowed_cpus("Cpus_allowed_list:\tall\n"), None);
+        assert_eq!(allowed_cpus("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn cores_that_others_keep_busy_are_left_to_them() {
+        let count = |cores, others| ComputeThreads { cores, others }.count();
+        assert_eq!([count(8, 0), count(8, 3), count(2, 1), count(2, 40), count(1, 0)], [8, 5, 1, 1, 1]);
+        assert_eq!(runnable("13.89 9.58 5.60 11/168 42\n"), Some(11));
+        assert_eq!(runnable("0.00 0.01"), None);
+        if cfg!(target_os = "linux") {
+            assert!(own_runnable() >= 1, "whoever asks runs");
+            let now = compute_threads();
+            assert!(now.count() >= 1 && now.count() <= now.cores, "{now:?}");
+        }
     }
 
     #[test]

@@ -355,6 +355,10 @@ impl Thread {
         };
         let loader = &self.spec.loader;
         let plan = loader.plan(&self.settings, self.available).map_err(failed)?;
+        // The engine logs what is loaded; why it is not what was asked for is known here only.
+        for note in &plan.notes {
+            tracing::info!(model = self.spec.name, "{note}");
+        }
         let settings = plan.apply(&self.settings);
         // A repacked weight is a copy; it does not stand in the page cache.
         let mapped = settings.use_mmap && !settings.repack;

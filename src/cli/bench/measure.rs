@@ -23,7 +23,6 @@ pub(super) struct Job {
     pub(super) context: usize,
     pub(super) prompt: usize,
     pub(super) generate: usize,
-    /// 0 = the engine's choice.
     pub(super) threads: usize,
     pub(super) parallel: usize,
     pub(super) fill: Fill,
@@ -53,7 +52,7 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         n_ctx,
         n_seq_max: job.parallel,
         n_outputs: job.parallel,
-        n_threads: if job.threads == 0 { base.n_threads } else { job.threads },
+        n_threads: job.threads,
         repack: job.repack,
         jump: job.fill == Fill::Jump,
         ..base
