@@ -1,5 +1,6 @@
 //! The real program as users type it, with the scripted engine behind it.
 
+mod bench;
 mod client;
 mod errors;
 mod eval;

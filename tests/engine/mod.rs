@@ -2,11 +2,13 @@
 //! process. In F32, where only the order of additions may differ.
 
 mod behaviour;
+mod bench;
 mod eval;
 mod golden;
 mod hostile;
 mod plain;
 mod planning;
+mod seeds;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
