@@ -118,7 +118,6 @@ fn errors_name_what_is_wrong_and_where() {
         (&[], "{\"think\": 101}", "invalid value: integer `101`"),
         (&[], "{\"tools\": [{\"function\": {\"x\": 1}}]}", "no `name` at line 1"),
         (&[], "{}", "there are no messages"),
-        (&[], "{\"messages\": [{\"role\": \"critic\"}]}", "`critic`"),
         (&[], "{\"messages\": [{\"role\": \"user\", \"images\": [\"aGk=\"]}]}", "images"),
         (&["--model", "missing"], "{}", "`missing:latest` is not installed"),
         (&["--model", "missing.gguf"], "{}", "cannot open `missing.gguf`"),

@@ -2,6 +2,7 @@
 //! matter, field names match in any case, null means the default, unknown fields are ignored, and only the first JSON
 //! value counts.
 
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,10 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Body<T> {
     async fn from_request(request: Request, app: &AppState) -> Result<Self, Error> {
         let limit = app.settings.max_json_bytes;
         let mut body = request.into_body();
+        // Whoever announces too much need not send it.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Error::BodyTooLarge { limit });
+        }
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| Error::Body(e.to_string()))?;

@@ -319,3 +319,21 @@ fn sixteen_conversations_at_once_get_their_own_answers() {
     server.wait_for_metric("fathom_running", 0.0);
     assert_eq!(server.metric("fathom_requests_total{reason=\"stop\"}"), 16.0);
 }
+
+/// Ollama checks no roles; what a model's format makes of them is its business.
+#[test]
+fn a_role_that_nobody_knows_is_heard_as_the_user() {
+    let server = Server::start(answers(&["x"]));
+    let rendered = |role: &str| {
+        let messages = json!([{"role": "user", "content": "Hi"}, {"role": role, "content": "Too short."}]);
+        let reply =
+            server.post("/api/chat", &json!({"model": "tiny", "messages": messages, "_debug_render_only": true}));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["_debug_info"]["rendered_template"].as_str().unwrap().to_owned()
+    };
+    let as_user = rendered("user");
+    assert!(as_user.contains("Too short."));
+    for role in ["critic", "Function", "", "\u{1f600}"] {
+        assert_eq!(rendered(role), as_user, "`{role}`");
+    }
+}

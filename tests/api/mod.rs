@@ -1,6 +1,7 @@
 //! The HTTP interface against a real server with the scripted engine: whole transcripts, raw.
 
 mod chat;
+mod connections;
 mod create;
 mod generate;
 mod metrics;

@@ -216,3 +216,27 @@ fn show_has_its_own_words_for_what_is_wrong() {
         assert_eq!(error(&remote), (403, "ollama cloud is disabled: remote model is unavailable".into()), "{path}");
     }
 }
+
+/// As in Ollama, where what is loaded belongs to the weights: whoever unloads one of their names unloads them.
+#[test]
+fn names_of_the_same_weights_share_what_is_loaded_and_its_end() {
+    let server = Server::start(answers(&["x", "x", "x"]));
+    server.post("/api/copy", &json!({"source": "tiny", "destination": "copy"}));
+    let created = server
+        .post("/api/create", &json!({"model": "derived", "from": "tiny", "system": "Be brief.", "stream": false}));
+    assert_eq!(created.status, 200, "{}", created.text());
+    let ask = |model: &str| server.post("/api/generate", &json!({"model": model, "prompt": "A", "stream": false}));
+    for (asked, stopped) in [("tiny", "copy"), ("derived", "tiny"), ("copy", "derived")] {
+        assert_eq!(ask(asked).json()["model"], asked);
+        for other in ["tiny", "copy", "derived"] {
+            assert_eq!(ask(other).status, 200);
+        }
+        let loaded = server.get("/api/ps").json()["models"].clone();
+        assert_eq!(loaded.as_array().map(Vec::len), Some(1), "{loaded}");
+        assert_eq!(loaded[0]["name"], format!("{asked}:latest"), "the name that loaded it");
+        let reply = server.post("/api/generate", &json!({"model": stopped, "keep_alive": 0})).json();
+        assert_eq!((&reply["model"], &reply["done_reason"]), (&json!(stopped), &json!("unload")));
+        server.wait_for_metric("fathom_models_loaded", 0.0);
+        assert_eq!(server.get("/api/ps").json()["models"], json!([]));
+    }
+}

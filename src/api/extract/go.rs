@@ -296,7 +296,7 @@ impl<'de> Deserializer<'de> for Go {
         match self.value {
             Value::Null => visitor.visit_map(Fields::of_map(Map::new())),
             Value::Object(map) => visitor.visit_map(Fields::of_struct(name, fields, map)),
-            _ => Err(self.mismatch(name)),
+            _ => Err(self.mismatch(&format!("api.{name}"))),
         }
     }
 

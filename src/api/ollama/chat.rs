@@ -49,7 +49,7 @@ struct Message {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename = "Tool")]
 struct ToolEntry {
     function: Option<RawJson>,
 }

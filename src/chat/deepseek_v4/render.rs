@@ -93,6 +93,9 @@ impl Turn<'_> {
     }
 }
 
+/// What the encoder knows besides the roles of all interfaces.
+const OTHER_ROLES: [&str; 2] = ["developer", "latest_reminder"];
+
 fn turns(request: &Request, open_end: bool) -> Result<Vec<Turn<'_>>, Error> {
     // `"json"` names no schema, so there is nothing to show.
     let schema = request.response_format.as_ref().filter(|format| format.is_object());
@@ -106,14 +109,20 @@ fn turns(request: &Request, open_end: bool) -> Result<Vec<Turn<'_>>, Error> {
     for (index, message) in request.messages.iter().enumerate() {
         let content = message.content.as_str();
         let task = message.task.as_deref().map(task_token).transpose()?;
-        let kind = match &message.role {
+        // The release's encoder refuses roles that it does not know. Servers of this interface check none, so in a prompt whoever
+        // else speaks is heard as the user.
+        let role = match &message.role {
+            Role::Other(word) if open_end && !OTHER_ROLES.contains(&word.as_str()) => &Role::User,
+            role => role,
+        };
+        let kind = match role {
             Role::System => {
                 let of_request: &[Tool] = if index == 0 { &request.tools } else { &[] };
                 let tools = message.tools.iter().chain(of_request).collect();
                 Kind::System { content, tools, schema: schema.filter(|_| index == 0) }
             }
             Role::User | Role::Tool => {
-                let part = match message.role {
+                let part = match role {
                     Role::Tool => Part::Result { call: call_order(calls, message), content },
                     _ => Part::Text(content),
                 };
@@ -546,13 +555,21 @@ mod tests {
     }
 
     #[test]
-    fn unknown_roles_and_tasks_are_named() {
-        let error = |message| encode_error(request(vec![message]));
-        fn encode_error(request: Request) -> String {
-            deepseek_v4::render(Generation::V41, &request).unwrap_err().to_string()
+    fn unknown_tasks_are_named_and_unknown_roles_are_heard_as_the_user() {
+        let sing = request(vec![Message { task: Some("sing".into()), ..Message::new(Role::User, "x") }]);
+        let error = deepseek_v4::render(Generation::V41, &sing).unwrap_err().to_string();
+        assert!(error.contains("`sing`"), "{error}");
+        for generation in [Generation::V4April, Generation::V4July, Generation::V41] {
+            let [critic, user] = [Role::parse("Critic"), Role::User].map(|role| {
+                let messages = vec![Message::new(Role::User, "Hi"), Message::new(role, "Too short.")];
+                deepseek_v4::render(generation, &request(messages)).unwrap().text
+            });
+            assert_eq!(critic, user);
         }
-        assert!(error(Message::new(Role::parse("Critic"), "x")).contains("`critic`"));
-        assert!(error(Message { task: Some("sing".into()), ..Message::new(Role::User, "x") }).contains("`sing`"));
+        let critic = request(vec![Message::new(Role::parse("Critic"), "x")]);
+        let options = Options { generation: Generation::V41, mode: Mode::Chat, drop_thinking: true };
+        let error = encode(&options, &critic).unwrap_err().to_string();
+        assert!(error.contains("`critic`"), "the encoder itself: {error}");
         assert!(matches!(deepseek_v4::render(Generation::V41, &Request::default()), Err(Error::NoMessages)));
     }
 
