@@ -43,18 +43,18 @@ static inline float fathom_f32_from_f16(uint16_t bits) {
 // Twice the value of an e2m1 code; negative zero is zero.
 static const int8_t fathom_e2m1_doubled[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
 
-// Half of an E8M0 scale, 2^(e-128): it goes with the doubled codes. ggml's choice: byte 255 is not NaN.
+// Half of an E8M0 scale, 2^(e-128): it goes with the doubled codes. ggml's choice: byte 255, the standard's NaN, is a number.
 static inline float fathom_e8m0_half(uint8_t e) {
     return fathom_exp2i((int32_t) e - 128);
 }
 
-// Half of a UE4M3 scale; codes 0 and 127 (NaN) are zero, as in ggml.
+// Half of a UE4M3 scale. ggml's choice: the sign bit is ignored, and 127, which the format calls NaN, is zero.
 static inline float fathom_ue4m3_half(uint8_t code) {
-    if (code == 0 || (code & 127) == 127) {
-        return 0.0f;
-    }
     const int32_t exponent = code >> 3 & 15;
     const int32_t fraction = code & 7;
+    if (code == 127) {
+        return 0.0f;
+    }
     return exponent == 0 ? (float) fraction * 0x1p-10f : (float) (8 + fraction) * fathom_exp2i(exponent - 11);
 }
 

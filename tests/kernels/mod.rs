@@ -39,20 +39,49 @@ impl Random {
     }
 }
 
-/// Every element within `bound` times the root mean square of what is expected: sums of products err in proportion to the
-/// scale of the tensor, not of the element. Infinities and NaN must be where they are expected.
+/// How far a kernel may be from its reference, in units of the root mean square of what is expected: sums of products err in
+/// proportion to the scale of the tensor, not of the element.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// Of every element.
+    pub element: f64,
+    /// Of the root mean square of all errors.
+    pub rms: f64,
+}
+
+/// Both bounds hold, and infinities and NaN are where they are expected.
 #[track_caller]
-pub fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f64) {
+pub fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: Bound) {
     assert_eq!(found.len(), expected.len(), "{what}");
-    let squares: f64 = expected.iter().filter(|e| e.is_finite()).map(|&e| f64::from(e).powi(2)).sum();
-    let scale = (squares / expected.len().max(1) as f64).sqrt();
+    let rms = |squares: f64| (squares / expected.len().max(1) as f64).sqrt();
+    let scale = rms(expected.iter().filter(|e| e.is_finite()).map(|&e| f64::from(e).powi(2)).sum());
+    let mut squares = 0.0;
     for (at, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-        let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+        if found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()) {
+            continue;
+        }
         let off = (f64::from(found) - f64::from(expected)).abs();
+        squares += off.powi(2);
         assert!(
-            same || off <= bound * scale,
-            "{what}: element {at} is {found}, expected {expected}: off by {:.2e} of the scale {scale:.3e}, allowed {bound:.1e}",
-            off / scale
+            off <= bound.element * scale,
+            "{what}: element {at} is {found}, expected {expected}: off by {:.2e} of the scale {scale:.3e}, allowed {:.1e}",
+            off / scale,
+            bound.element
         );
+    }
+    let off = rms(squares) / scale;
+    assert!(
+        squares == 0.0 || off <= bound.rms,
+        "{what}: off by {off:.2e} of the scale {scale:.3e} in the mean, allowed {:.1e}",
+        bound.rms
+    );
+}
+
+/// The same bits, or the first coordinate that differs.
+#[track_caller]
+pub fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.to_bits(), expected.to_bits(), "{what}: element {at} is {found}, expected {expected}");
     }
 }

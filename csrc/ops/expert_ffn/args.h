@@ -1,6 +1,6 @@
 // expert_ffn: the routed experts.
 //
-//   y_t = sum over slots j with ids[j,t] >= 0, in the order of j:  weights[j,t] * down_e . act(gate_e . x_t, up_e . x_t)
+//   y_t = sum over slots j with ids[j,t] >= 0, in the order of ids:  weights[j,t] * down_e . act(gate_e . x_t, up_e . x_t)
 //   act(g, u) = silu(min(g, clamp)) * clamp(u, -clamp, clamp),  e = ids[j,t]
 // Source: deepseek-v4.md section 6. Slots with id < 0 cost nothing and whatever lies in their scratch never reaches y.
 // A product with a matrix includes the factor of that matrix, if there is one.

@@ -35,7 +35,7 @@ static void expand(const fathom_expert_weights * w, const uint8_t * row, float *
             for (int32_t i = 0; i < n; i++) {
                 const uint8_t * block = row + 17 * (i / 32);
                 const uint8_t   codes = block[1 + i % 16];
-                out[i] = fathom_e8m0_half(block[0]) * (float) fathom_e2m1_doubled[i % 32 < 16 ? codes & 15 : codes >> 4];
+                out[i] = fathom_e8m0_half(block[0]) * (float) fathom_e2m1_doubled[(i % 32 < 16 ? codes : codes >> 4) & 15];
             }
             break;
         case FATHOM_TYPE_NVFP4:
@@ -43,7 +43,7 @@ static void expand(const fathom_expert_weights * w, const uint8_t * row, float *
                 const uint8_t * block = row + 36 * (i / 64);
                 const int32_t   group = i % 64 / 16;
                 const uint8_t   codes = block[4 + 8 * group + i % 8];
-                out[i] = fathom_ue4m3_half(block[group]) * (float) fathom_e2m1_doubled[i % 16 < 8 ? codes & 15 : codes >> 4];
+                out[i] = fathom_ue4m3_half(block[group]) * (float) fathom_e2m1_doubled[(i % 16 < 8 ? codes : codes >> 4) & 15];
             }
             break;
         default:
@@ -100,8 +100,11 @@ void fathom_expert_ffn_reference(const fathom_expert_ffn_args * a) {
                 continue;
             }
             for (int32_t f = 0; f < a->n_ff; f++) {
-                const double gate = fmin(dot(&a->gate, e, f, x_gate, buffer, a->n_embd), a->clamp);
-                const double up   = fmax(fmin(dot(&a->up, e, f, x_up, buffer, a->n_embd), a->clamp), -(double) a->clamp);
+                double gate = dot(&a->gate, e, f, x_gate, buffer, a->n_embd);
+                double up   = dot(&a->up, e, f, x_up, buffer, a->n_embd);
+                // Comparisons, for fmin would lose a NaN.
+                gate = gate > a->clamp ? a->clamp : gate;
+                up   = up > a->clamp ? a->clamp : up < -a->clamp ? -a->clamp : up;
                 h[f] = gate / (1 + exp(-gate)) * up;
             }
             if (!a->exact) {

@@ -1,0 +1,311 @@
+// A tile: VF_LANES rows of weights by 32 columns, as eight vectors of bytes. Lane r of vector g holds columns 4g..4g+3 of row r,
+// so that a multiply-add of bytes against four broadcast activations advances every row at once, the sum of a
+// block is a whole number, and no sum crosses lanes.
+//
+// GGUF's rows are not interleaved: 16 bytes of each row are loaded and transposed in groups of four bytes, which costs half
+// of what summing across lanes would.
+#pragma once
+
+#include "../../simd/vec.h"
+#include "../numbers.h"
+#include "args.h"
+
+#define TILE_INLINE static inline __attribute__((always_inline))
+#define TILE_ROWS VF_LANES
+
+// 32 activations as they meet 4- and 8-bit weights.
+typedef struct activations {
+    int8_t  q[32];
+    float   step;
+    int32_t start[2];  // what the dot product begins with: takes back the offset of the weights' bytes. Two: one for each half
+} activations;
+
+// What is added to the codes of weights so that they are unsigned bytes, as the instruction wants them.
+#if defined(FATHOM_FOR_AVX512)
+#define TILE_FP4_OFFSET 12
+#define TILE_Q8_OFFSET 128
+#elif defined(FATHOM_FOR_AVX2)
+#define TILE_FP4_OFFSET 12
+#define TILE_Q8_OFFSET 0  // with 128 a sum of two products would not fit 16 bits
+#else
+#define TILE_FP4_OFFSET 0
+#define TILE_Q8_OFFSET 0
+#endif
+
+TILE_INLINE int32_t tile_offset(int32_t type) {
+    return type == FATHOM_TYPE_Q8_0 ? TILE_Q8_OFFSET : TILE_FP4_OFFSET;
+}
+
+// Two scales for 32 columns?
+TILE_INLINE int tile_has_halves(int32_t type) {
+    return type == FATHOM_TYPE_NVFP4;
+}
+
+// Where columns 32b.. of a row begin, and the bytes between two of them.
+TILE_INLINE int32_t tile_block_bytes(int32_t type) {
+    return type == FATHOM_TYPE_Q8_0 ? 34 : type == FATHOM_TYPE_MXFP4 ? 17 : 18;
+}
+
+// ---- per instruction set: load 16 bytes of every row, transposed; one byte of every row; codes to bytes; multiply-add
+
+#if defined(FATHOM_FOR_AVX512) || defined(FATHOM_FOR_AVX2)
+
+#if defined(FATHOM_FOR_AVX512)
+#define TILE_OP(name) _mm512_##name
+// Rows r, r+4, r+8, r+12.
+TILE_INLINE vi tile_rows4(const uint8_t * p, int64_t stride) {
+    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *) p));
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 4 * stride)), 1);
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 8 * stride)), 2);
+    return _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 12 * stride)), 3);
+}
+TILE_INLINE vi tile_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+TILE_INLINE vi tile_table(const int8_t * table) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) table)); }
+#else
+#define TILE_OP(name) _mm256_##name
+TILE_INLINE vi tile_rows4(const uint8_t * p, int64_t stride) {
+    const __m128i low = _mm_loadu_si128((const __m128i *) p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *) (p + 4 * stride)), 1);
+}
+TILE_INLINE vi tile_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+TILE_INLINE vi tile_table(const int8_t * table) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) table)); }
+#endif
+
+TILE_INLINE void tile_load16(const uint8_t * p, int64_t stride, vi d[4]) {
+    const vi r0 = tile_rows4(p, stride), r1 = tile_rows4(p + stride, stride);
+    const vi r2 = tile_rows4(p + 2 * stride, stride), r3 = tile_rows4(p + 3 * stride, stride);
+    const vi a = TILE_OP(unpacklo_epi32)(r0, r1), b = TILE_OP(unpackhi_epi32)(r0, r1);
+    const vi c = TILE_OP(unpacklo_epi32)(r2, r3), e = TILE_OP(unpackhi_epi32)(r2, r3);
+    d[0] = TILE_OP(unpacklo_epi64)(a, c);
+    d[1] = TILE_OP(unpackhi_epi64)(a, c);
+    d[2] = TILE_OP(unpacklo_epi64)(b, e);
+    d[3] = TILE_OP(unpackhi_epi64)(b, e);
+}
+
+TILE_INLINE void tile_codes(vi d, vi * low, vi * high) {
+    static const int8_t values[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
+    const vi table = tile_table(values), nibble = TILE_OP(set1_epi8)(15);
+    *low  = TILE_OP(shuffle_epi8)(table, tile_and(d, nibble));
+    *high = TILE_OP(shuffle_epi8)(table, tile_and(TILE_OP(srli_epi16)(d, 4), nibble));
+}
+
+TILE_INLINE vi tile_x4(const int8_t * x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return vi_set1(four);
+}
+
+TILE_INLINE __m128i tile_bytes8(const uint8_t * p, int64_t stride) {
+    __m128i even = _mm_cvtsi32_si128(p[0]);
+    __m128i odd  = _mm_cvtsi32_si128(p[4 * stride]);
+    even = _mm_insert_epi8(even, p[stride], 1);
+    odd  = _mm_insert_epi8(odd, p[5 * stride], 1);
+    even = _mm_insert_epi8(even, p[2 * stride], 2);
+    odd  = _mm_insert_epi8(odd, p[6 * stride], 2);
+    even = _mm_insert_epi8(even, p[3 * stride], 3);
+    odd  = _mm_insert_epi8(odd, p[7 * stride], 3);
+    return _mm_unpacklo_epi32(even, odd);
+}
+
+TILE_INLINE __m128i tile_halves8(const uint8_t * p, int64_t stride) {
+    uint16_t halves[8];
+    for (int r = 0; r < 8; r++) {
+        memcpy(&halves[r], p + r * stride, 2);
+    }
+    return _mm_loadu_si128((const __m128i *) halves);
+}
+
+#if defined(FATHOM_FOR_AVX512)
+
+TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
+    return _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(tile_bytes8(p, stride), tile_bytes8(p + 8 * stride, stride)));
+}
+
+TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
+    return _mm512_cvtph_ps(_mm256_set_m128i(tile_halves8(p + 8 * stride, stride), tile_halves8(p, stride)));
+}
+
+TILE_INLINE vf tile_half_of_e8m0(vi e) {
+    const vi usual = _mm512_slli_epi32(_mm512_sub_epi32(e, vi_set1(1)), 23);
+    return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(usual, _mm512_cmplt_epu32_mask(e, vi_set1(2)), vi_set1(0x00200000), e));
+}
+
+TILE_INLINE vf tile_half_of_ue4m3(vi code) {
+    const __mmask16 number = _mm512_cmpneq_epu32_mask(code, vi_set1(127));
+    const __m256i   halves = _mm512_cvtepi32_epi16(_mm512_slli_epi32(_mm512_and_si512(code, vi_set1(127)), 7));
+    return _mm512_maskz_mul_ps(number, _mm512_cvtph_ps(halves), vf_set1(128.0f));  // a half's exponent is 8 larger
+}
+
+// Whole numbers: start + sum over `n` vectors of w * x.
+TILE_INLINE vi tile_dot(int32_t type, const vi * w, int n, const int8_t * x, int32_t start) {
+    (void) type;
+    vi sum = vi_set1(start);
+    for (int g = 0; g < n; g++) {
+        sum = _mm512_dpbusd_epi32(sum, w[g], tile_x4(x + 4 * g));
+    }
+    return sum;
+}
+
+TILE_INLINE vi tile_q8(vi d) { return _mm512_xor_si512(d, _mm512_set1_epi8((char) 0x80)); }
+
+#else
+
+TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
+    return _mm256_cvtepu8_epi32(tile_bytes8(p, stride));
+}
+
+TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
+    return _mm256_cvtph_ps(tile_halves8(p, stride));
+}
+
+TILE_INLINE vf tile_half_of_e8m0(vi e) {
+    const vi usual = _mm256_slli_epi32(_mm256_sub_epi32(e, vi_set1(1)), 23);
+    const vi small = _mm256_sllv_epi32(vi_set1(0x00200000), e);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(usual, small, _mm256_cmpgt_epi32(vi_set1(2), e)));
+}
+
+TILE_INLINE vf tile_half_of_ue4m3(vi code) {
+    const vi     bits   = _mm256_andnot_si256(_mm256_cmpeq_epi32(code, vi_set1(127)), _mm256_slli_epi32(_mm256_and_si256(code, vi_set1(127)), 7));
+    const vi     packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), vf_set1(128.0f));  // a half's exponent is 8 larger
+}
+
+TILE_INLINE vi tile_dot(int32_t type, const vi * w, int n, const int8_t * x, int32_t start) {
+    const vi ones = _mm256_set1_epi16(1);
+    vi       sum  = vi_set1(start);
+    if (type == FATHOM_TYPE_Q8_0) {
+        for (int g = 0; g < n; g++) {
+            const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[g]), _mm256_sign_epi8(tile_x4(x + 4 * g), w[g]));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+        }
+        return sum;
+    }
+    // A code is at most 24 and an activation 127: eight products fit 16 bits.
+    for (int g = 0; g < n; g += 4) {
+        const vi a = _mm256_add_epi16(_mm256_maddubs_epi16(w[g], tile_x4(x + 4 * g)), _mm256_maddubs_epi16(w[g + 1], tile_x4(x + 4 * g + 4)));
+        const vi b = _mm256_add_epi16(_mm256_maddubs_epi16(w[g + 2], tile_x4(x + 4 * g + 8)), _mm256_maddubs_epi16(w[g + 3], tile_x4(x + 4 * g + 12)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+    }
+    return sum;
+}
+
+TILE_INLINE vi tile_q8(vi d) { return d; }
+
+#endif
+
+#else  // four rows; NEON's multiply-add comes through vi_dot4
+
+TILE_INLINE void tile_load16(const uint8_t * p, int64_t stride, vi d[4]) {
+    int32_t columns[4][4];
+    for (int r = 0; r < 4; r++) {
+        memcpy(columns[r], p + r * stride, 16);
+    }
+    for (int k = 0; k < 4; k++) {
+        d[k] = (vi) { columns[0][k], columns[1][k], columns[2][k], columns[3][k] };
+    }
+}
+
+TILE_INLINE void tile_codes(vi d, vi * low, vi * high) {
+#if defined(FATHOM_FOR_NEON)
+    static const int8_t values[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
+    const int8x16_t     table      = vld1q_s8(values);
+    *low  = (vi) vqtbl1q_s8(table, vandq_u8((uint8x16_t) d, vdupq_n_u8(15)));
+    *high = (vi) vqtbl1q_s8(table, vshrq_n_u8((uint8x16_t) d, 4));
+#else
+    uint8_t codes[16];
+    int8_t  bytes[2][16];
+    memcpy(codes, &d, 16);
+    for (int i = 0; i < 16; i++) {
+        bytes[0][i] = fathom_e2m1_doubled[codes[i] & 15];
+        bytes[1][i] = fathom_e2m1_doubled[codes[i] >> 4];
+    }
+    memcpy(low, bytes[0], 16);
+    memcpy(high, bytes[1], 16);
+#endif
+}
+
+TILE_INLINE vi tile_x4(const int8_t * x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return vi_set1(four);
+}
+
+TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
+    return (vi) { p[0], p[stride], p[2 * stride], p[3 * stride] };
+}
+
+TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
+    uint16_t halves[4];
+    for (int r = 0; r < 4; r++) {
+        memcpy(&halves[r], p + r * stride, 2);
+    }
+    return vf_load_f16(halves);
+}
+
+TILE_INLINE vf tile_half_of_e8m0(vi e) {
+    return (vf) { fathom_e8m0_half((uint8_t) e[0]), fathom_e8m0_half((uint8_t) e[1]), fathom_e8m0_half((uint8_t) e[2]), fathom_e8m0_half((uint8_t) e[3]) };
+}
+
+TILE_INLINE vf tile_half_of_ue4m3(vi code) {
+    return (vf) { fathom_ue4m3_half((uint8_t) code[0]), fathom_ue4m3_half((uint8_t) code[1]), fathom_ue4m3_half((uint8_t) code[2]), fathom_ue4m3_half((uint8_t) code[3]) };
+}
+
+TILE_INLINE vi tile_dot(int32_t type, const vi * w, int n, const int8_t * x, int32_t start) {
+    (void) type;
+    vi sum = vi_set1(start);
+    for (int g = 0; g < n; g++) {
+        sum = vi_dot4(sum, w[g], tile_x4(x + 4 * g));
+    }
+    return sum;
+}
+
+TILE_INLINE vi tile_q8(vi d) { return d; }
+
+#endif
+
+// ---- the same for all
+
+// Columns 32b..32b+31 of the rows that begin at `w`, and their scales (two with halves).
+TILE_INLINE void tile_load(int32_t type, const uint8_t * w, int64_t stride, int64_t b, vi tile[8], vf scales[2]) {
+    vi d[4];
+    if (type == FATHOM_TYPE_MXFP4) {
+        const uint8_t * p = w + 17 * b;
+        tile_load16(p + 1, stride, d);
+        for (int k = 0; k < 4; k++) {
+            tile_codes(d[k], &tile[k], &tile[4 + k]);
+        }
+        scales[0] = tile_half_of_e8m0(tile_bytes(p, stride));
+    } else if (type == FATHOM_TYPE_NVFP4) {
+        // A block of 64 is two of ours; in each group of 16 the low nibbles are columns 0..7.
+        const uint8_t * p = w + 36 * (b / 2);
+        tile_load16(p + 4 + 16 * (b % 2), stride, d);
+        tile_codes(d[0], &tile[0], &tile[2]);
+        tile_codes(d[1], &tile[1], &tile[3]);
+        tile_codes(d[2], &tile[4], &tile[6]);
+        tile_codes(d[3], &tile[5], &tile[7]);
+        scales[0] = tile_half_of_ue4m3(tile_bytes(p + 2 * (b % 2), stride));
+        scales[1] = tile_half_of_ue4m3(tile_bytes(p + 2 * (b % 2) + 1, stride));
+    } else {
+        const uint8_t * p = w + 34 * b;
+        tile_load16(p + 2, stride, d);
+        for (int k = 0; k < 4; k++) {
+            tile[k] = tile_q8(d[k]);
+        }
+        tile_load16(p + 18, stride, d);
+        for (int k = 0; k < 4; k++) {
+            tile[4 + k] = tile_q8(d[k]);
+        }
+        scales[0] = tile_f16(p, stride);
+    }
+}
+
+// Adds the products of one tile and one block of activations. The order of this sum, block after block, is the kernel's order of
+// summation, whatever the number of tokens.
+TILE_INLINE vf tile_add(int32_t type, vf sum, const vi tile[8], const vf scales[2], const activations * x) {
+    const vf step = vf_set1(x->step);
+    if (tile_has_halves(type)) {
+        sum = vf_fma(vf_of_vi(tile_dot(type, tile, 4, x->q, x->start[0])), vf_mul(scales[0], step), sum);
+        return vf_fma(vf_of_vi(tile_dot(type, tile + 4, 4, x->q + 16, x->start[1])), vf_mul(scales[1], step), sum);
+    }
+    return vf_fma(vf_of_vi(tile_dot(type, tile, 8, x->q, x->start[0])), vf_mul(scales[0], step), sum);
+}
