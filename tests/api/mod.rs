@@ -4,6 +4,7 @@ mod chat;
 mod connections;
 mod create;
 mod generate;
+mod heldout;
 mod metrics;
 mod models;
 mod soak;

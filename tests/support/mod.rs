@@ -3,6 +3,7 @@
 //! The engine plays a script, so that answers are known word by word; everything else is what users run: the store in a
 //! folder of its own, the scheduler and its threads, the HTTP server on a port that the system chooses.
 
+pub mod heldout;
 pub mod http;
 pub mod model;
 mod mutants;
