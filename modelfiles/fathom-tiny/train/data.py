@@ -21,10 +21,10 @@ WEIGHTS = {"chat": 0.3, "thinking": 0.2, "tools": 0.2, "retrieval": 0.2, "json":
 # longer ones then need; tool conversations start at about 350 tokens.
 CURRICULUM = (
     (0, 160, {"chat": 0.4, "thinking": 0.25, "retrieval": 0.25, "json": 0.1}),
-    (600_000, 512, {"chat": 0.25, "thinking": 0.2, "tools": 0.25, "retrieval": 0.2, "json": 0.1}),
-    (4_000_000, 1024, {"chat": 0.2, "thinking": 0.2, "tools": 0.25, "retrieval": 0.25, "json": 0.1}),
-    (12_000_000, 2048, {"chat": 0.2, "thinking": 0.15, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
-    (25_000_000, 4096, {"chat": 0.15, "thinking": 0.15, "tools": 0.2, "retrieval": 0.4, "json": 0.1}),
+    (600_000, 512, {"chat": 0.15, "thinking": 0.25, "tools": 0.25, "retrieval": 0.2, "json": 0.15}),
+    (4_000_000, 1024, {"chat": 0.15, "thinking": 0.25, "tools": 0.2, "retrieval": 0.25, "json": 0.15}),
+    (12_000_000, 2048, {"chat": 0.15, "thinking": 0.2, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
+    (25_000_000, 4096, {"chat": 0.15, "thinking": 0.2, "tools": 0.2, "retrieval": 0.35, "json": 0.1}),
 )
 # The shortest text that retrieval hides a code in, and what a sentence of it takes.
 SHORTEST, SENTENCE = 48, 6.4
