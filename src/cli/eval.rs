@@ -198,7 +198,7 @@ fn open(
     config: &Config,
     settings: &engine::Settings,
 ) -> anyhow::Result<(Model, Family)> {
-    let found = render::find(name, config)?;
+    let found = weights::model(name, config)?;
     let family = for_model(&facts(&found))?;
     let path = found.weights.first().with_context(|| format!("model `{name}` has no weights"))?.clone();
     Ok((Model { name: name.to_owned(), path, kind: engine::plan::resolve(kind, settings), exact }, family))
