@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod document;
+mod files;
 mod lossy;
 mod resume;
 mod round_trip;

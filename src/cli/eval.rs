@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 
 use super::settings::{self, EngineFlags};
-use super::{hint, progress, render};
+use super::{hint, progress, weights};
 use crate::chat::Family;
 use crate::chat::family::for_model;
 use crate::completion::facts;

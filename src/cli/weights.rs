@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use fathom_converters::Location;
 use fathom_gguf::File;
 
 use super::{connect, hint, progress};
@@ -81,4 +82,18 @@ pub(super) fn open(text: &str, config: &Config) -> anyhow::Result<File> {
 pub(super) fn of(model: &Model) -> anyhow::Result<File> {
     anyhow::ensure!(!model.weights.is_empty(), "model `{}` has no weights", model.source);
     Ok(File::open_shards(&model.weights)?)
+}
+
+/// Where the converters find the model and its draft.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn location(text: &Path, config: &Config) -> anyhow::Result<Location> {
+    match resolve(text, config)? {
+        Named::File(path) => Ok(Location::Path(path)),
+        Named::Installed(model) => {
+            anyhow::ensure!(!model.weights.is_empty(), "model `{}` has no weights", model.source);
+            Ok(Location::Files { weights: model.weights, draft: model.draft })
+        }
+    }
 }
