@@ -20,3 +20,6 @@ mod engine;
 mod gguf_vs_ggml;
 #[cfg(feature = "llama")]
 mod stock_llama;
+// Only release builds carry the model.
+#[cfg(all(feature = "llama", not(debug_assertions)))]
+mod tiny;

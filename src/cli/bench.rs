@@ -86,8 +86,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     let (model, engines) = (args.model.as_deref().context("no model was named")?, engines(&args, config)?);
-    let file = weights::open(model, config)?;
-    let weights: Vec<PathBuf> = file.shards().map(Into::into).collect();
+    let path = weights::locate(model, config)?;
+    let file = fathom_gguf::File::open(&path)?;
     let needs_deepseek =
         args.fill == Fill::Jump && file.metadata().opt_str("general.architecture")? != Some("deepseek4");
     ensure!(!needs_deepseek, "--fill jump needs a `deepseek4` model: other caches have no shape without their rows");
@@ -97,7 +97,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let configured = || config.threads.unwrap_or_else(|| engine::machine::compute_threads().count());
     let threads = args.threads.unwrap_or_else(configured);
     let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
-        weights: weights.clone(),
+        path: path.clone(),
         engine: engine.to_string(),
         context,
         prompt: args.prompt,
@@ -132,7 +132,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let report = Report::new(&weights[0], &args, rows, fill_check)?;
+    let report = Report::new(&path, &args, rows, fill_check)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?

@@ -11,13 +11,13 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 
 use super::settings::{self, EngineFlags};
-use super::{hint, progress, weights};
-use crate::chat::Family;
-use crate::chat::family::for_model;
+use super::{hint, progress, render};
+use crate::chat::family::{Facts, for_model};
 use crate::completion::facts;
 use crate::config::Config;
 use crate::engine::{self, Kind};
 use crate::eval::{self, Job, Model, Split, Text, Watch, heatmap, needle};
+use crate::store;
 use crate::tokens::Specials;
 
 /// Tokens of one step unless `--batch` says otherwise.
@@ -141,7 +141,13 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     );
     let config = args.engine.applied(config)?;
     let (kind, settings) = settings::engine(&config)?;
-    let (model, family) = open(&args.model, kind, args.f32, &config, &settings)?;
+    let found = render::find(&args.model, &config)?;
+    let model = model(&args.model, &found, engine::plan::resolve(kind, &settings), args.f32)?;
+    let family = match for_model(&facts(&found)) {
+        // A text needs no format but for the token that it begins with.
+        Err(_) if args.only == Some(Part::Text) => for_model(&Facts { chosen: Some("plain"), ..Facts::default() })?,
+        family => family?,
+    };
     let reference = reference(&args, &model, &config, &settings)?;
     // Nothing is computed for a picture that cannot be written.
     let picture = args.heatmap.as_deref().map(Picture::create).transpose()?;
@@ -190,18 +196,9 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model's file and prompt format.
-fn open(
-    name: &str,
-    kind: Kind,
-    exact: bool,
-    config: &Config,
-    settings: &engine::Settings,
-) -> anyhow::Result<(Model, Family)> {
-    let found = weights::model(name, config)?;
-    let family = for_model(&facts(&found))?;
+fn model(name: &str, found: &store::Model, kind: Kind, exact: bool) -> anyhow::Result<Model> {
     let path = found.weights.first().with_context(|| format!("model `{name}` has no weights"))?.clone();
-    Ok((Model { name: name.to_owned(), path, kind: engine::plan::resolve(kind, settings), exact }, family))
+    Ok(Model { name: name.to_owned(), path, kind, exact })
 }
 
 /// What the model is compared with: each of the three flags changes one thing.
@@ -218,10 +215,11 @@ fn reference(
         Some(engine) => settings::built(engine.parse()?)?,
         None => model.kind,
     };
+    let kind = engine::plan::resolve(kind, settings);
     let exact = args.against_f32 || args.f32;
     Ok(Some(match &args.against {
-        Some(name) => open(name, kind, exact, config, settings)?.0,
-        None => Model { kind: engine::plan::resolve(kind, settings), exact, ..model.clone() },
+        Some(name) => self::model(name, &render::find(name, config)?, kind, exact)?,
+        None => Model { kind, exact, ..model.clone() },
     }))
 }
 

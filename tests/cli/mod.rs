@@ -9,7 +9,6 @@ mod models;
 mod repl;
 mod run;
 mod settings;
-mod shards;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

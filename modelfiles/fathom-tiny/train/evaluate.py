@@ -289,6 +289,10 @@ def write_cases(path: Path, seed: int = 3, each: int = 40) -> None:
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
     print(f"{path}: {len(lines)} cases, {path.stat().st_size} bytes")
+    # The same conversations as one text, for `fathom eval --text heldout.txt --parse-specials`.
+    text = path.with_suffix(".txt")
+    text.write_text("".join(tokenizer.decode(case.prompt + case.answer) for case in made), encoding="utf-8")
+    print(f"{text}: {text.stat().st_size} bytes")
 
 
 def check_disjoint(count: int, seed: int = 0) -> int:

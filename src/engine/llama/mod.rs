@@ -139,7 +139,7 @@ impl Llama {
         }
         let mut given_up = false;
         let model = sys::Model::load(
-            file.shards(),
+            file.path(),
             &sys::ModelParams {
                 n_gpu_layers: settings.n_gpu_layers,
                 main_gpu: settings.main_gpu,

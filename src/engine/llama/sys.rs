@@ -147,24 +147,20 @@ unsafe extern "C" fn on_load_progress(fraction: f32, data: *mut c_void) -> bool 
 }
 
 impl Model {
-    /// Loads a file that has been validated, or all shards of one in order, whatever their names.
+    /// Loads a file that has been validated.
     ///
     /// llama.cpp's tokenizer is not built: this engine knows ids only, building it costs time and memory for a large
     /// vocabulary, and a malformed vocabulary would end the process. Its place is taken by `n_vocab` nameless tokens.
     ///
     /// # Errors
     /// llama.cpp's own words.
-    pub(super) fn load<'p>(
-        shards: impl Iterator<Item = &'p Path>,
+    pub(super) fn load(
+        path: &Path,
         params: &ModelParams,
         on_progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Model, String> {
         init_backend();
-        let c_path =
-            |path: &Path| path.to_str().and_then(|path| CString::new(path).ok()).ok_or("its path is not UTF-8");
-        let paths = shards.map(c_path).collect::<Result<Vec<_>, _>>()?;
-        let mut pointers: Vec<*const c_char> = paths.iter().map(|path| path.as_ptr()).collect();
-        let first = *pointers.first().ok_or("it has no files")?;
+        let path = path.to_str().and_then(|p| CString::new(p).ok()).ok_or("its path is not UTF-8")?;
         let overrides = [
             override_str("tokenizer.ggml.model", "no_vocab"),
             override_int(&format!("{}.vocab_size", params.architecture), params.n_vocab.into())?,
@@ -185,14 +181,9 @@ impl Model {
         raw.kv_overrides = overrides.as_ptr();
         raw.progress_callback = Some(on_load_progress);
         raw.progress_callback_user_data = (&raw mut progress).cast();
-        // SAFETY: `paths` are NUL-terminated and outlive the call as `pointers`, `overrides` and `progress` do; llama.cpp copies
-        // paths and overrides. Exceptions are caught inside and become a null pointer.
-        let (ptr, reason) = errors_of(|| unsafe {
-            match pointers.len() {
-                1 => c::llama_model_load_from_file(first, raw),
-                n => c::llama_model_load_from_splits(pointers.as_mut_ptr(), n, raw),
-            }
-        });
+        // SAFETY: `path` is NUL-terminated; `overrides` and `progress` outlive the call and llama.cpp copies the former;
+        // exceptions are caught inside and become a null pointer.
+        let (ptr, reason) = errors_of(|| unsafe { c::llama_model_load_from_file(path.as_ptr(), raw) });
         if let Some(panic) = progress.panic {
             resume_unwind(panic);
         }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 #[path = "../../../../fuzz/entries/gguf.rs"]
 pub mod entry;
 
-/// Of each seed; Miri is some thousand times slower.
-const MUTANTS: u64 = if cfg!(miri) { 10 } else { 3000 };
+const MUTANTS: u64 = 3000;
 
 fn seeds() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/gguf");
