@@ -1,9 +1,10 @@
 //! 1. Compile the kernels of `csrc/ops`, once for each instruction set of the target: a C compiler is enough.
 //! 2. Put `modelfiles/fathom-tiny` into release builds, when its checkpoint is in the tree.
 //! 3. With feature `bindgen`: write `src/kernels/sys.rs` from `csrc/fathom.h`.
-//! 4. With feature `llama`: find the ggml and llama.cpp that llama-cpp-sys-2 built; tell the program which instruction
-//!    sets they were compiled for, so that it can refuse an older processor with a sentence instead of an illegal instruction; and
-//!    compile `csrc/llama`, the few things that llama.cpp offers to C++ only.
+//! 4. With feature `llama` or `native`: find the ggml and llama.cpp that llama-cpp-sys-2 built; tell the program which
+//!    instruction sets they were compiled for, so that it can refuse an older processor with a sentence instead of an illegal
+//!    instruction; and compile `csrc/llama`, the few things that llama.cpp offers to C++ only, and `csrc/ggml`, our kernels as
+//!    nodes of its graphs.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -41,8 +42,8 @@ fn main() {
     bundle();
     #[cfg(feature = "bindgen")]
     bindings();
-    if env::var_os("CARGO_FEATURE_LLAMA").is_some() {
-        llama();
+    if env::var_os("CARGO_FEATURE_LLAMA").is_some() || env::var_os("CARGO_FEATURE_NATIVE").is_some() {
+        on_ggml();
     }
 }
 
@@ -100,7 +101,8 @@ fn bindings() {
         .expect("src/kernels is writable");
 }
 
-fn llama() {
+/// What needs the ggml that llama-cpp-sys-2 built.
+fn on_ggml() {
     // The sys crate prints `ggml_cmake_dir=<its OUT_DIR>/lib/cmake`; cargo hands it to direct dependents under this name.
     let cmake_dir = PathBuf::from(
         env::var("DEP_LLAMA_GGML_CMAKE_DIR").expect("llama-cpp-sys-2 is a direct dependency and sets this"),
@@ -113,18 +115,26 @@ fn llama() {
     let features = compiled_for(&cache);
     println!("cargo::rustc-env=FATHOM_GGML_CPU={}", features.join(","));
 
-    // Not all of llama.cpp's headers are installed; the rest lies beside its sources.
+    // Not all headers are installed; the rest lies beside the sources.
     let home = cache
         .lines()
         .find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))
         .expect("every CMake cache names its source directory");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .include(out.join("include"))
-        .include(PathBuf::from(home).join("src"))
-        .file("csrc/llama/memory.cpp")
-        .compile("fathom_llama");
+    let glue = |file: &str, private: &str| {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").file(file);
+        // As the compiler's own headers: their warnings are not ours.
+        for dir in [out.join("include"), Path::new(home).join(private)] {
+            build.flag("-isystem").flag(dir);
+        }
+        build
+    };
+    if env::var_os("CARGO_FEATURE_LLAMA").is_some() {
+        glue("csrc/llama/memory.cpp", "src").compile("fathom_llama");
+    }
+    if env::var_os("CARGO_FEATURE_NATIVE").is_some() {
+        glue("csrc/ggml/custom_op.cpp", "ggml/src").compile("fathom_ggml");
+    }
 }
 
 /// Writes `bundled.rs`, which `src/modelfile/bundled.rs` includes: the Modelfile and the files of the checkpoint. Dev builds carry nothing:

@@ -25,6 +25,8 @@ pub mod completion;
 pub mod config;
 pub mod engine;
 pub mod eval;
+#[cfg(feature = "native")]
+pub mod ggml;
 pub mod ids;
 pub mod kernels;
 pub mod modelfile;
