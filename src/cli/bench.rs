@@ -63,6 +63,9 @@ pub struct Args {
     /// Leave weights in the layout of the file
     #[arg(long)]
     no_repack: bool,
+    /// Show where the time of one more prefill chunk and one more decode step goes, node by node (`native` only)
+    #[arg(long)]
+    nodes: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -96,6 +99,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     // Decided once, for rows that can be compared: each process on its own would look at the load of another moment.
     let configured = || config.threads.unwrap_or_else(|| engine::machine::compute_threads().count());
     let threads = args.threads.unwrap_or_else(configured);
+    ensure!(!args.nodes || engines.contains(&Kind::Native), "only engine `native` can show its nodes");
+
     let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
         path: path.clone(),
         engine: engine.to_string(),
@@ -106,6 +111,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         parallel,
         fill,
         repack: !args.no_repack,
+        nodes: args.nodes && round == 0 && engine == Kind::Native,
         seed: round as u64,
     };
     let mut rows = Vec::new();
@@ -149,7 +155,7 @@ fn engines(args: &Args, config: &Config) -> anyhow::Result<Vec<Kind>> {
     let named = if named.is_empty() { vec![config.engine.as_str()] } else { named };
     for name in named {
         let kind = engine::plan::resolve(name.trim().parse()?, &settings::engine(config)?.1);
-        ensure!(args.fill == Fill::Real || kind == Kind::Llama, "engine `{kind}` cannot jump to a depth");
+        ensure!(args.fill == Fill::Real || kind != Kind::Scripted, "engine `{kind}` cannot jump to a depth");
         if !engines.contains(&kind) {
             engines.push(kind);
         }

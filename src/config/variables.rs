@@ -158,7 +158,7 @@ pub static VARIABLES: &[Variable] = &[
         group: Group::Engine,
         value: "NAME",
         default: "auto",
-        help: "What computes: `auto`, `llama` or `scripted` (plays back a script, for tests)",
+        help: "What computes: `auto`, `llama`, `native` (DeepSeek-V4 only) or `scripted` (plays back a script, for tests)",
         set: |c, v, _| {
             c.engine = v.to_string();
             Ok(())
@@ -236,11 +236,11 @@ pub static VARIABLES: &[Variable] = &[
         group: Group::Engine,
         value: "TYPE",
         default: "f16",
-        help: "Element type of cached keys and values: `f32`, `f16`, `q8_0` or `q4_0`",
+        help: "Element type of cached keys and values: `f32`, `f16`, `q8_0` and `q4_0` (`llama` only), `fp8` (`native` only)",
         set: |c, v, _| {
             let word = v.to_ascii_lowercase();
-            if !["f32", "f16", "q8_0", "q4_0"].contains(&word.as_str()) {
-                return Err("`f32`, `f16`, `q8_0` or `q4_0`".into());
+            if !["f32", "f16", "q8_0", "q4_0", "fp8"].contains(&word.as_str()) {
+                return Err("`f32`, `f16`, `q8_0`, `q4_0` or `fp8`".into());
             }
             c.kv_cache_type = word;
             Ok(())

@@ -135,10 +135,20 @@ pub struct BuildInfo {
 
 /// See [`BuildInfo`]. Safe to call on any processor.
 pub fn build_info() -> BuildInfo {
+    let mut engines = Vec::new();
+    if cfg!(feature = "native") {
+        engines.push("native");
+    }
+    if cfg!(feature = "llama") {
+        engines.push("llama");
+    }
+    engines.push("scripted");
     #[cfg(feature = "llama")]
-    let (engines, ggml) = (vec!["llama", "scripted"], Some(super::llama::ggml_version()));
-    #[cfg(not(feature = "llama"))]
-    let (engines, ggml) = (vec!["scripted"], None);
+    let ggml = Some(super::llama::ggml_version());
+    #[cfg(all(feature = "native", not(feature = "llama")))]
+    let ggml = Some(crate::ggml::version());
+    #[cfg(not(any(feature = "native", feature = "llama")))]
+    let ggml = None;
     BuildInfo {
         engines,
         ggml,

@@ -2,7 +2,8 @@
 //!
 //! An [`Engine`] computes; it knows neither text nor users nor JSON. It lives and dies on one thread (it is not
 //! `Send`), so it is made *on* that thread by `load`. Implementations: [`scripted`] plays tokens back, `llama` (feature
-//! `llama`) runs any GGUF through llama.cpp. The scheduler does not change when an engine is added.
+//! `llama`) runs any GGUF through llama.cpp, `native` (feature `native`) runs DeepSeek-V4 on a graph and kernels of our own. The
+//! scheduler does not change when an engine is added.
 //!
 //! Caches of DeepSeek-V4 are compressed and cannot be cut at an arbitrary position, so there is no "truncate":
 //! one remembers a [`Checkpoint`] and comes back to it. What an engine cannot do it says in [`EngineInfo::support`] and
@@ -17,12 +18,16 @@ use std::sync::Arc;
 
 use crate::ids::{Pos, SeqId, TokenId};
 
+mod inspect;
 #[cfg(feature = "llama")]
 pub mod llama;
 pub mod machine;
+#[cfg(feature = "native")]
+pub mod native;
 pub mod plan;
 pub mod scripted;
 
+pub use inspect::{Inspect, Probe, Probed, Value};
 pub use machine::{BuildInfo, build_info, check_cpu};
 pub use plan::{Plan, plan, scripted_model};
 
@@ -42,6 +47,8 @@ pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress)
     match plan.kind {
         #[cfg(feature = "llama")]
         Kind::Llama => Ok(Box::new(llama::Llama::load(&file, &settings, on_progress)?)),
+        #[cfg(feature = "native")]
+        Kind::Native => Ok(Box::new(native::Native::load(file, &settings, on_progress)?)),
         _ => Ok(Box::new(scripted::Scripted::load(
             plan::script(&settings)?,
             &plan::scripted_model(&file)?,
@@ -51,8 +58,8 @@ pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress)
     }
 }
 
-/// As [`load`], but nothing is rounded below F32: every weight is expanded (for `llama` in a temporary copy of the file in
-/// `dir`), the cache is F32, and neither flash attention nor repacked weights are used.
+/// As [`load`], but nothing is rounded below F32: every weight that is multiplied is expanded (by `native` in memory, for `llama` in a
+/// temporary copy of the file in `dir`), the cache is F32, and neither flash attention nor repacked weights are used.
 ///
 /// # Errors
 /// Those of [`load`], and [`Error::Disk`] or [`Error::Memory`] with the size of the copy.
@@ -72,6 +79,8 @@ pub fn load_f32(
         ..settings.clone()
     };
     match plan::resolve(kind, &exact) {
+        #[cfg(feature = "native")]
+        Kind::Native => load(path, kind, &Settings { exact: true, ..exact }, on_progress),
         #[cfg(feature = "llama")]
         Kind::Llama => {
             let source = fathom_gguf::File::open(path)?;
@@ -82,7 +91,7 @@ pub fn load_f32(
         Kind::Scripted => {
             Err(Error::Unsupported { engine: "scripted", what: "expand weights: it has none".to_owned() })
         }
-        _ => Err(Error::NotBuilt { engine: "llama".to_owned() }),
+        kind => Err(Error::NotBuilt { engine: kind.to_string() }),
     }
 }
 
@@ -97,6 +106,15 @@ pub trait Engine {
     /// [`Error::Batch`] when the batch breaks a rule of [`Batch`]; [`Error::Aborted`] when [`Settings::abort`] was
     /// raised; the sequences of a failed step must be released.
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error>;
+
+    /// As [`Engine::step`], looking inside. For tools; slower, and with [`Inspect::Values`] it takes memory for all of them at once.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for engines that cannot be looked into, and those of a step.
+    fn inspect(&mut self, batch: &Batch, out: &mut Outputs, what: Inspect) -> Result<(), Error> {
+        let _ = (batch, out, what);
+        Err(Error::Unsupported { engine: self.info().engine, what: "show the inside of a step".to_owned() })
+    }
 
     /// Remembers the present state of `seq`.
     fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error>;
@@ -233,7 +251,7 @@ impl Memory {
 /// What is loaded and what it can do.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
-    /// `llama` or `scripted`.
+    /// `llama`, `native` or `scripted`.
     pub engine: &'static str,
     /// The GGUF's `general.architecture`.
     pub architecture: String,
@@ -258,6 +276,7 @@ pub enum Kind {
     #[default]
     Auto,
     Llama,
+    Native,
     Scripted,
 }
 
@@ -277,6 +296,8 @@ pub enum KvType {
     F16,
     Q8_0,
     Q4_0,
+    /// What the released runtime keeps: e4m3 key/value rows with BF16 rotary channels, e2m1 index keys. `native` only.
+    Fp8,
 }
 
 /// Everything decided before a model is loaded.
@@ -302,6 +323,8 @@ pub struct Settings {
     pub use_mmap: bool,
     /// Let ggml copy weights into a layout its matrix kernels prefer.
     pub repack: bool,
+    /// `native` rounds nothing below F32: matrices are expanded in memory, experts multiplied exactly. See [`load_f32`].
+    pub exact: bool,
     /// Load for embeddings instead of logits.
     pub embedding: bool,
     /// Lets an empty sequence begin at any position, as if what is before it had been computed. The numbers are wrong, the
@@ -328,6 +351,7 @@ impl Default for Settings {
             kv_type: KvType::F16,
             use_mmap: true,
             repack: true,
+            exact: false,
             embedding: false,
             jump: false,
             script: None,
@@ -342,14 +366,14 @@ pub type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 impl FromStr for Kind {
     type Err = Error;
 
-    /// `auto`, `llama` or `scripted`, whether or not this program has it. `native` has an engine name of its own already and is refused as not built.
+    /// `auto`, `llama`, `native` or `scripted`, whether or not this program has it.
     fn from_str(name: &str) -> Result<Kind, Error> {
         match name {
             "auto" => Ok(Kind::Auto),
             "llama" => Ok(Kind::Llama),
             "scripted" => Ok(Kind::Scripted),
-            "native" => Err(Error::NotBuilt { engine: name.to_owned() }),
-            _ => Err(Error::Setting { value: name.to_owned(), expected: "an engine: auto, llama or scripted" }),
+            "native" => Ok(Kind::Native),
+            _ => Err(Error::Setting { value: name.to_owned(), expected: "an engine: auto, llama, native or scripted" }),
         }
     }
 }
@@ -359,6 +383,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Kind::Auto => "auto",
             Kind::Llama => "llama",
+            Kind::Native => "native",
             Kind::Scripted => "scripted",
         })
     }
@@ -373,7 +398,8 @@ impl FromStr for KvType {
             "f16" => Ok(KvType::F16),
             "q8_0" => Ok(KvType::Q8_0),
             "q4_0" => Ok(KvType::Q4_0),
-            _ => Err(Error::Setting { value: name.to_owned(), expected: "a cache type: f32, f16, q8_0 or q4_0" }),
+            "fp8" => Ok(KvType::Fp8),
+            _ => Err(Error::Setting { value: name.to_owned(), expected: "a cache type: f32, f16, q8_0, q4_0 or fp8" }),
         }
     }
 }
@@ -385,6 +411,7 @@ impl fmt::Display for KvType {
             KvType::F16 => "f16",
             KvType::Q8_0 => "q8_0",
             KvType::Q4_0 => "q4_0",
+            KvType::Fp8 => "fp8",
         })
     }
 }

@@ -57,8 +57,10 @@ pub fn plan(file: &fathom_gguf::File, kind: Kind, settings: &Settings, available
     match resolve(kind, settings) {
         #[cfg(feature = "llama")]
         Kind::Llama => super::llama::plan(file, settings, available_bytes),
+        #[cfg(feature = "native")]
+        Kind::Native => super::native::plan(file, settings, available_bytes),
         Kind::Scripted => scripted::plan(&script(settings)?, &scripted_model(file)?, settings, available_bytes),
-        _ => Err(Error::NotBuilt { engine: "llama".to_owned() }),
+        kind => Err(Error::NotBuilt { engine: kind.to_string() }),
     }
 }
 
@@ -68,6 +70,30 @@ pub fn resolve(kind: Kind, settings: &Settings) -> Kind {
         Kind::Auto if settings.script.is_some() => Kind::Scripted,
         Kind::Auto => Kind::Llama,
         named => named,
+    }
+}
+
+/// Threads to compute with: what was asked for, as far as the machine runs them at the same time, or its free physical cores.
+#[cfg(any(feature = "llama", feature = "native"))]
+pub(super) fn threads(settings: &Settings, notes: &mut Vec<String>) -> usize {
+    match settings.n_threads {
+        0 => {
+            let free = machine::compute_threads();
+            if free.count() < free.cores {
+                let (count, cores, others) = (free.count(), free.cores, free.others);
+                notes.push(format!(
+                    "{count} of {cores} cores compute, because {others} threads of other programs want theirs now; `--threads` decides otherwise"
+                ));
+            }
+            free.count()
+        }
+        asked => {
+            let n_threads = asked.min(machine::logical_cores());
+            if n_threads < asked {
+                notes.push(format!("{asked} threads were asked for; this machine runs {n_threads} at a time"));
+            }
+            n_threads
+        }
     }
 }
 

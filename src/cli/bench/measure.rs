@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Fill;
 use crate::cli::settings;
 use crate::config::Config;
-use crate::engine::{self, Batch, BatchToken, Engine, Output, Outputs, Settings};
+use crate::engine::{self, Batch, BatchToken, Engine, Inspect, Output, Outputs, Settings};
 use crate::ids::{Pos, SeqId, TokenId};
 
 /// Tokens that a jump computes before the depth: more than any window, so that windows are full.
@@ -27,6 +27,8 @@ pub(super) struct Job {
     pub(super) parallel: usize,
     pub(super) fill: Fill,
     pub(super) repack: bool,
+    /// Time every node of one more prefill chunk and one more decode step.
+    pub(super) nodes: bool,
     /// Decides the tokens.
     pub(super) seed: u64,
 }
@@ -43,11 +45,22 @@ pub(super) struct Measured {
     pub(super) peak_rss_bytes: Option<u64>,
     pub(super) repack: bool,
     pub(super) threads: usize,
+    /// Empty unless they were asked for.
+    pub(super) nodes: Vec<NodeTime>,
+}
+
+/// Time of all nodes of a kind in one step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct NodeTime {
+    pub(super) kind: String,
+    pub(super) prefill_ms: f64,
+    pub(super) decode_ms: f64,
 }
 
 pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
     let base = settings::engine(config)?.1;
-    let n_ctx = job.context + job.prompt + job.generate;
+    let beyond = if job.nodes { job.prompt + 1 } else { 0 };
+    let n_ctx = job.context + job.prompt + job.generate + beyond;
     let settings = Settings {
         n_ctx,
         n_seq_max: job.parallel,
@@ -81,7 +94,10 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         bench.decode(job.parallel, job.context + job.prompt + index)?;
         decode_ms.push(start.elapsed().as_secs_f64() * 1e3);
     }
+    let end = job.context + job.prompt + job.generate;
+    let nodes = if job.nodes { bench.nodes(end, job.prompt)? } else { Vec::new() };
     Ok(Measured {
+        nodes,
         load_s,
         prefill_s,
         prefill_tokens: job.prompt * job.parallel,
@@ -142,6 +158,29 @@ impl Bench<'_> {
         }
         self.engine.step(&self.step, &mut self.out)?;
         Ok(())
+    }
+
+    /// Times of every kind of node in a prefill chunk and in a decode step of the first sequence, the largest first.
+    fn nodes(&mut self, pos: usize, prompt: usize) -> anyhow::Result<Vec<NodeTime>> {
+        let chunk = prompt.min(self.engine.info().n_batch);
+        let mut times: Vec<NodeTime> = Vec::new();
+        for (start, len) in [(pos, chunk), (pos + chunk, 1)] {
+            self.step.tokens.clear();
+            for pos in start..start + len {
+                self.push(0, pos, (pos + 1 == start + len).then_some(Output::Logits));
+            }
+            let mut add = |kind: &str, time: std::time::Duration| {
+                let at = times.iter().position(|node| node.kind == kind).unwrap_or_else(|| {
+                    times.push(NodeTime { kind: kind.to_owned(), prefill_ms: 0.0, decode_ms: 0.0 });
+                    times.len() - 1
+                });
+                let ms = time.as_secs_f64() * 1e3;
+                if len > 1 { times[at].prefill_ms += ms } else { times[at].decode_ms += ms }
+            };
+            self.engine.inspect(&self.step, &mut self.out, Inspect::Times(&mut add))?;
+        }
+        times.sort_by(|a, b| b.decode_ms.total_cmp(&a.decode_ms));
+        Ok(times)
     }
 
     fn push(&mut self, seq: usize, pos: usize, output: Option<Output>) {

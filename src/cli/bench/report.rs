@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::measure::Measured;
+use super::measure::{Measured, NodeTime};
 use super::{Args, Fill};
 use crate::cli::table::Table;
 use crate::engine::{Kind, machine};
@@ -55,6 +55,8 @@ pub(super) struct Row {
     peak_rss_bytes: Option<u64>,
     fill: Fill,
     repack: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<NodeTime>,
     #[serde(skip)]
     threads: usize,
 }
@@ -80,6 +82,7 @@ impl Row {
             peak_rss_bytes: all.iter().filter_map(|one| one.peak_rss_bytes).max(),
             fill,
             repack: all.iter().any(|one| one.repack),
+            nodes: all.first().map_or(Vec::new(), |one| one.nodes.clone()),
             threads: all.first().map_or(0, |one| one.threads),
         }
     }
@@ -190,6 +193,15 @@ impl Report {
             ]);
         }
         table.write(0, out)?;
+        for row in self.rows.iter().filter(|row| !row.nodes.is_empty()) {
+            writeln!(out, "\nnodes of {} at depth {}:\n", row.engine, row.context)?;
+            let mut table = Table::with_header(&["NODE", "PREFILL", "DECODE"]);
+            for node in &row.nodes {
+                let ms = |ms: f64| format!("{ms:.2} ms");
+                table.row([node.kind.clone(), ms(node.prefill_ms), ms(node.decode_ms)]);
+            }
+            table.write(0, out)?;
+        }
         if let Some(check) = &self.fill_check {
             writeln!(
                 out,
@@ -223,6 +235,7 @@ mod tests {
             peak_rss_bytes: Some(peak),
             repack: false,
             threads: 2,
+            nodes: Vec::new(),
         }
     }
 

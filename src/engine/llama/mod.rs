@@ -514,6 +514,7 @@ fn context_params(settings: &Settings) -> Result<sys::ContextParams, Error> {
             KvType::F16 => DType::F16,
             KvType::Q8_0 => DType::Q8_0,
             KvType::Q4_0 => DType::Q4_0,
+            KvType::Fp8 => return Err(unsupported("keep an fp8 cache: it has f16, f32, q8_0 and q4_0")),
         },
         embedding: settings.embedding,
         abort: Arc::clone(&settings.abort),

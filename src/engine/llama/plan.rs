@@ -54,25 +54,7 @@ pub(in super::super) fn plan(file: &File, settings: &Settings, available_bytes: 
         notes.push(format!("{asked_batch} tokens a step were asked for; the most is {MAX_BATCH}"));
     }
     // ggml's threads spin while they wait for each other: more than can run at once make a step take seconds.
-    let n_threads = match settings.n_threads {
-        0 => {
-            let free = machine::compute_threads();
-            if free.count() < free.cores {
-                let (count, cores, others) = (free.count(), free.cores, free.others);
-                notes.push(format!(
-                    "{count} of {cores} cores compute, because {others} threads of other programs want theirs now; `--threads` decides otherwise"
-                ));
-            }
-            free.count()
-        }
-        asked => {
-            let n_threads = asked.min(machine::logical_cores());
-            if n_threads < asked {
-                notes.push(format!("{asked} threads were asked for; this machine runs {n_threads} at a time"));
-            }
-            n_threads
-        }
-    };
+    let n_threads = super::super::plan::threads(settings, &mut notes);
     let base =
         Settings { n_threads, n_batch, n_ubatch: or(settings.n_ubatch, n_batch).min(n_batch), ..settings.clone() };
     let probe = Probe { file, checked: &checked, base: &base, model: OnceCell::new() };

@@ -1,0 +1,42 @@
+//! The mixture of experts: a router, the chosen experts, and one that always computes.
+
+use super::{At, Builder, Error, Tensor};
+use crate::engine::native::hparams::Layer;
+use crate::engine::native::weights::Routing;
+use crate::ggml::ops::{Choice, Experts, Route, Routed};
+
+pub(super) struct Fed<'b> {
+    /// f32 `[n_embd, n_tokens]`
+    pub(super) out: Tensor<'b>,
+    pub(super) routed: Routed<'b>,
+}
+
+/// `x: f32 [n_embd, n_tokens]`, normed; `tokens: i32 [n_tokens]` for layers that choose by token.
+pub(super) fn moe<'b>(
+    b: &Builder<'b>,
+    at: &At,
+    layer: &Layer,
+    x: Tensor<'b>,
+    tokens: Tensor<'b>,
+) -> Result<Fed<'b>, Error> {
+    let (model, h, slots) = (at.model, &at.model.hparams, at.slots);
+    let choice = match slots.routing {
+        Routing::Bias(bias) => Choice::Scores { bias: b.weight(bias) },
+        Routing::Table(table) => Choice::Table { table: b.weight(table), tokens },
+    };
+    let logits = b.mul_mat(b.weight(slots.router), x)?;
+    let routed = b.moe_route(Route { logits, choice, n_used: h.n_used, scale: h.expert_scale })?;
+    let experts = b.expert_ffn(Experts {
+        x,
+        routed,
+        gate: slots.gate,
+        up: slots.up,
+        down: slots.down,
+        clamp: layer.clamp,
+        exact: model.exact,
+        n_threads: model.n_threads,
+    })?;
+    let (gate, up) = (b.mul_mat(b.weight(slots.shared_gate), x)?, b.mul_mat(b.weight(slots.shared_up), x)?);
+    let shared = b.mul_mat(b.weight(slots.shared_down), b.swiglu_clamp(gate, up, layer.shared_clamp)?)?;
+    Ok(Fed { out: b.add(experts, shared)?, routed })
+}

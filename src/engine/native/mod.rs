@@ -1,0 +1,419 @@
+//! Our own engine for DeepSeek-V4 on ggml's CPU backend: a graph of ggml's dense products and of our ops (`csrc/ops`) for what defines
+//! the model.
+//!
+//! - [`hparams`] and [`weights`] check the file; nothing after them doubts it. Weights stay where they are mapped.
+//! - [`graph`] builds the forward pass for a number of tokens; an [`Executor`] keeps graphs and reuses them.
+//! - [`kv`] keeps what each sequence has seen. Rows are append-only, so sequences share them; a [`Checkpoint`] is a share.
+//!
+//! A step that is aborted leaves its sequences half computed: they are refused until they are released or rewound.
+
+mod graph;
+mod hparams;
+mod kv;
+mod plan;
+mod probe;
+mod weights;
+
+use std::io::{Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use fathom_gguf::File;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Inspect, Memory, Output, Outputs, Progress, Settings,
+    StepStats, Support,
+};
+use crate::ggml::ops::Rope;
+use crate::ggml::step::Run;
+use crate::ggml::{self, Executor, GraphId, Step};
+use crate::ids::{Pos, SeqId};
+use graph::{Model, Ports, Shape};
+use hparams::{Hparams, LayerKind};
+use kv::{Cache, Layout, Snapshot};
+use weights::Expand;
+
+pub(super) use plan::plan;
+
+const NAME: &str = "native";
+
+/// Graphs that are kept. Decode needs one per number of sequences that are computed together; a prefill chunk of a new length costs
+/// about a millisecond to build.
+const MOST_GRAPHS: usize = 12;
+
+/// A loaded model.
+pub struct Native {
+    info: EngineInfo,
+    model: Model,
+    executor: Executor<Shape, Ports>,
+    step: Step,
+    sequences: Vec<Sequence>,
+    jump: bool,
+    abort: Arc<AtomicBool>,
+    /// What a saved state or a checkpoint must have been made with.
+    fingerprint: [u8; 32],
+    tokens: Vec<i32>,
+    rows: Vec<i32>,
+}
+
+struct Sequence {
+    /// Position of the next token.
+    next: u32,
+    cache: Cache,
+    /// Rows of the tokens before this position are in an earlier checkpoint, which counts their memory.
+    counted: u32,
+    /// A step failed while it computed this sequence.
+    broken: bool,
+}
+
+impl Sequence {
+    fn empty(layout: &Layout) -> Sequence {
+        Sequence { next: 0, cache: Cache::new(layout), counted: 0, broken: false }
+    }
+}
+
+/// Inside of a [`Checkpoint`].
+struct Saved {
+    /// `None`: nothing was computed yet.
+    snapshot: Option<Snapshot>,
+    fingerprint: [u8; 32],
+}
+
+/// The model without an executor: what planning and loading share. With `keep`, which is `file` again, weights have their data.
+fn model(file: &File, keep: Option<Rc<File>>, settings: &Settings) -> Result<Model, Error> {
+    let hparams = Hparams::read(file)?;
+    let layout = Layout::new(&hparams, settings.kv_type)?;
+    let expand = if settings.exact { Expand::F32 } else { Expand::No };
+    let (weights, slots) = weights::bind(file, keep, &hparams, expand)?;
+    let ropes = [LayerKind::Sliding, LayerKind::Csa].map(|kind| Rope { freq: hparams.frequencies(kind).into() });
+    let weights = Rc::new(weights);
+    let n_threads = settings.n_threads.max(1);
+    Ok(Model { hparams, weights, slots, layout, ropes, n_threads, exact: settings.exact })
+}
+
+impl Native {
+    /// Loads `file` with settings that a [`super::Plan`] completed.
+    ///
+    /// # Errors
+    /// As [`super::load`].
+    pub fn load(file: File, settings: &Settings, on_progress: Progress) -> Result<Native, Error> {
+        let file = Rc::new(file);
+        if !on_progress(0.0) {
+            return Err(Error::Aborted);
+        }
+        let model = model(&file, Some(Rc::clone(&file)), settings)?;
+        let failed = |error: ggml::Error| Error::Load { path: file.path().to_owned(), reason: error.to_string() };
+        let mut executor =
+            Executor::new(settings.n_threads, MOST_GRAPHS, Arc::clone(&settings.abort)).map_err(failed)?;
+        // The largest graph first: later ones fit into its memory.
+        let largest = plan::largest(settings);
+        executor.graph(largest, || model.build(largest)).map_err(failed)?;
+        if !on_progress(1.0) {
+            return Err(Error::Aborted);
+        }
+        let h = &model.hparams;
+        let info = EngineInfo {
+            engine: NAME,
+            architecture: hparams::ARCHITECTURE.to_owned(),
+            n_vocab: h.n_vocab,
+            n_embd: h.n_embd,
+            n_ctx: settings.n_ctx,
+            n_ctx_train: h.n_ctx_train,
+            n_seq_max: settings.n_seq_max,
+            n_batch: settings.n_batch,
+            n_outputs: settings.n_outputs,
+            memory: Memory {
+                weights: file.tensor_bytes() + model.weights.owned_bytes() as u64,
+                kv: model.layout.bytes(settings.n_ctx).saturating_mul(settings.n_seq_max as u64),
+                compute: executor.bytes() as u64,
+                device: 0,
+            },
+            support: Support { logits: true, embedding: false, hidden: true, checkpoint: true, fork: true, save: true },
+        };
+        Ok(Native {
+            sequences: (0..settings.n_seq_max).map(|_| Sequence::empty(&model.layout)).collect(),
+            executor,
+            step: Step::default(),
+            jump: settings.jump,
+            abort: Arc::clone(&settings.abort),
+            fingerprint: fingerprint(&file, &model),
+            tokens: Vec::new(),
+            rows: Vec::new(),
+            info,
+            model,
+        })
+    }
+
+    /// Bytes that the caches of all sequences take now, rows that two of them share counted twice. What is planned is their size when
+    /// every sequence is full.
+    pub fn cache_bytes(&self) -> u64 {
+        self.sequences.iter().map(|sequence| sequence.cache.bytes() as u64).sum()
+    }
+
+    fn sequence(&self, seq: SeqId) -> Result<&Sequence, Error> {
+        self.sequences.get(seq.0 as usize).ok_or_else(|| {
+            Error::Batch(format!("there is no sequence {}, only {} of them", seq.0, self.info.n_seq_max))
+        })
+    }
+
+    /// A sequence whose state may be used.
+    fn sound(&self, seq: SeqId) -> Result<&Sequence, Error> {
+        let sequence = self.sequence(seq)?;
+        if sequence.broken {
+            return Err(Error::Batch(format!("a step of sequence {} failed: release it first", seq.0)));
+        }
+        Ok(sequence)
+    }
+
+    fn must_be_empty(&self, seq: SeqId) -> Result<(), Error> {
+        if self.sound(seq)?.next != 0 {
+            return Err(Error::Batch(format!("sequence {} is not empty: release it first", seq.0)));
+        }
+        Ok(())
+    }
+
+    /// Every rule of [`Batch`], before anything is computed.
+    fn validate(&self, batch: &Batch) -> Result<(), Error> {
+        if batch.tokens.len() > self.info.n_batch {
+            let (n, most) = (batch.tokens.len(), self.info.n_batch);
+            return Err(Error::Batch(format!("{n} tokens are more than a step takes ({most})")));
+        }
+        let rows = batch.tokens.iter().filter(|token| token.output.is_some()).count();
+        if rows > self.info.n_outputs {
+            let most = self.info.n_outputs;
+            return Err(Error::Batch(format!("{rows} rows of output are more than a step gives ({most})")));
+        }
+        let mut seen = vec![false; self.sequences.len()];
+        for run in runs(&batch.tokens) {
+            let seq = run[0].seq;
+            let sequence = self.sound(seq)?;
+            if std::mem::replace(&mut seen[seq.0 as usize], true) {
+                return Err(Error::Batch(format!("the tokens of sequence {} are not consecutive", seq.0)));
+            }
+            let start = if self.jump && sequence.next == 0 { run[0].pos.0 } else { sequence.next };
+            for (index, token) in run.iter().enumerate() {
+                self.validate_token(token, u64::from(start) + index as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_token(&self, token: &BatchToken, next: u64) -> Result<(), Error> {
+        if token.token.0 as usize >= self.info.n_vocab {
+            let (id, n) = (token.token.0, self.info.n_vocab);
+            return Err(Error::Batch(format!("token {id} is not in the vocabulary of {n}")));
+        }
+        if next >= self.info.n_ctx as u64 {
+            return Err(Error::ContextFull { seq: token.seq, n_ctx: self.info.n_ctx });
+        }
+        if u64::from(token.pos.0) != next {
+            let (seq, pos) = (token.seq.0, token.pos.0);
+            return Err(Error::Batch(format!("position {pos} of sequence {seq} does not follow: expected {next}")));
+        }
+        match token.output {
+            Some(Output::Embedding) => Err(unsupported("give embeddings")),
+            None | Some(Output::Logits | Output::Hidden) => Ok(()),
+        }
+    }
+
+    /// Computes a validated batch. The values of the graph are those of this step until the next one.
+    fn compute(&mut self, batch: &Batch, inspect: Option<&mut Inspect>) -> Result<GraphId, Error> {
+        let tokens = &batch.tokens;
+        self.tokens.clear();
+        self.tokens.extend(tokens.iter().map(|token| token.token.0 as i32));
+        self.rows.clear();
+        let with_output = tokens.iter().zip(0..).filter(|(token, _)| token.output.is_some());
+        self.rows.extend(with_output.map(|(_, index)| index));
+        let shape = Shape {
+            n_tokens: tokens.len(),
+            n_outputs: self.rows.len(),
+            logits: tokens.iter().any(|token| token.output == Some(Output::Logits)),
+            probe: matches!(inspect, Some(Inspect::Values(_))),
+        };
+        let id = self.executor.graph(shape, || self.model.build(shape)).map_err(step_error)?;
+        let ports = self.executor.slots(id);
+        let (token_slot, row_slot) = (ports.tokens, ports.output_rows);
+        self.executor.write_i32(id, token_slot, &self.tokens);
+        if let Some(slot) = row_slot {
+            self.executor.write_i32(id, slot, &self.rows);
+        }
+
+        for run in runs(tokens) {
+            let sequence = &mut self.sequences[run[0].seq.0 as usize];
+            let start = u64::from(run[0].pos.0);
+            if sequence.next == 0 && start > 0 {
+                sequence.cache.jump(start);
+            }
+            sequence.cache.reserve(start + run.len() as u64);
+            // Until the step is done.
+            sequence.broken = true;
+        }
+        let n_layer = self.model.hparams.layers.len();
+        let mut caches: Vec<Option<&mut Cache>> =
+            self.sequences.iter_mut().map(|sequence| Some(&mut sequence.cache)).collect();
+        let bound = self.step.bind(
+            n_layer,
+            runs(tokens).map(|run| {
+                let cache = caches[run[0].seq.0 as usize].take().expect("validated: one run of each sequence");
+                Run { n_tokens: run.len(), pos: u64::from(run[0].pos.0), layers: &mut cache.layers }
+            }),
+        );
+        match inspect {
+            Some(Inspect::Times(timed)) => self.executor.run_timed(id, &bound, *timed),
+            _ => self.executor.run(id, &bound),
+        }
+        .map_err(step_error)?;
+        for run in runs(tokens) {
+            let sequence = &mut self.sequences[run[0].seq.0 as usize];
+            sequence.next = run[run.len() - 1].pos.0 + 1;
+            sequence.cache.advance(u64::from(sequence.next));
+            sequence.broken = false;
+        }
+        Ok(id)
+    }
+
+    fn step_inner(&mut self, batch: &Batch, out: &mut Outputs, mut inspect: Option<Inspect>) -> Result<(), Error> {
+        out.clear();
+        self.validate(batch)?;
+        if batch.tokens.is_empty() {
+            return Ok(());
+        }
+        if self.abort.swap(false, Ordering::Relaxed) {
+            return Err(Error::Aborted);
+        }
+        let computed = self.compute(batch, inspect.as_mut());
+        if matches!(computed, Err(Error::Aborted)) {
+            self.abort.store(false, Ordering::Relaxed);
+        }
+        let id = computed?;
+        let (h, ports) = (&self.model.hparams, self.executor.slots(id));
+        let hidden = ports.hidden.map_or(&[][..], |slot| self.executor.read_f32(id, slot));
+        let logits = ports.logits.map_or(&[][..], |slot| self.executor.read_f32(id, slot));
+        let (wide, n_vocab) = (h.n_embd * hparams::N_HC, h.n_vocab);
+        for (row, output) in batch.tokens.iter().filter_map(|token| token.output).enumerate() {
+            let values = match output {
+                Output::Logits => &logits[row * n_vocab..][..n_vocab],
+                Output::Hidden | Output::Embedding => &hidden[row * wide..][..wide],
+            };
+            out.push_row(values.len()).copy_from_slice(values);
+        }
+        if let Some(Inspect::Values(probe)) = inspect {
+            self.read_values(id, batch, probe);
+        }
+        Ok(())
+    }
+
+    fn saved<'a>(&self, at: &'a Checkpoint) -> Result<&'a Saved, Error> {
+        match at.state.downcast_ref::<Saved>() {
+            None => Err(Error::State("it was made by another engine".to_owned())),
+            Some(saved) if saved.fingerprint != self.fingerprint => {
+                Err(Error::State("it was made by another model".to_owned()))
+            }
+            Some(saved) => Ok(saved),
+        }
+    }
+}
+
+impl Engine for Native {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error> {
+        let start = Instant::now();
+        self.step_inner(batch, out, None)?;
+        Ok(StepStats { tokens: batch.tokens.len(), seconds: start.elapsed().as_secs_f64() })
+    }
+
+    fn inspect(&mut self, batch: &Batch, out: &mut Outputs, what: Inspect) -> Result<(), Error> {
+        self.step_inner(batch, out, Some(what))
+    }
+
+    fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error> {
+        self.sound(seq)?;
+        let (sequence, layout) = (&mut self.sequences[seq.0 as usize], &self.model.layout);
+        let snapshot = (sequence.next > 0).then(|| sequence.cache.snapshot());
+        // Rows that an earlier checkpoint shares are not counted again.
+        let new = layout.bytes(sequence.next as usize) - layout.bytes(sequence.counted as usize);
+        let bytes = if snapshot.is_some() { layout.fixed_bytes() + new as usize } else { 0 };
+        sequence.counted = sequence.next;
+        let saved = Saved { snapshot, fingerprint: self.fingerprint };
+        Ok(Checkpoint { pos: Pos(sequence.next), bytes, within: None, state: Arc::new(saved) })
+    }
+
+    fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
+        self.sequence(seq)?;
+        let saved = self.saved(to)?;
+        self.release(seq);
+        if let Some(snapshot) = &saved.snapshot {
+            let sequence = &mut self.sequences[seq.0 as usize];
+            sequence.cache.restore(snapshot);
+            (sequence.next, sequence.counted) = (to.pos.0, to.pos.0);
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error> {
+        let source = self.sound(from)?;
+        self.must_be_empty(to)?;
+        let Some(at) = at else {
+            let (snapshot, next) = (source.cache.snapshot(), source.next);
+            let target = &mut self.sequences[to.0 as usize];
+            target.cache.restore(&snapshot);
+            (target.next, target.counted) = (next, next);
+            return Ok(());
+        };
+        self.rewind(to, at)
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        let Some(sequence) = self.sequences.get_mut(seq.0 as usize) else { return };
+        if sequence.next > 0 || sequence.broken {
+            *sequence = Sequence::empty(&self.model.layout);
+        }
+    }
+
+    fn save(&mut self, seq: SeqId, to: &mut dyn Write) -> Result<(), Error> {
+        let sequence = self.sound(seq)?;
+        kv::write(to, &self.fingerprint, sequence.next, &sequence.cache)
+    }
+
+    fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
+        self.must_be_empty(seq)?;
+        let (next, cache) = kv::read(from, &self.fingerprint, self.info.n_ctx, &self.model.layout)?;
+        self.sequences[seq.0 as usize] = Sequence { next, cache, counted: 0, broken: false };
+        Ok(Pos(next))
+    }
+}
+
+/// Cuts a batch into the tokens of one sequence each.
+fn runs(tokens: &[BatchToken]) -> impl Iterator<Item = &[BatchToken]> {
+    tokens.chunk_by(|a, b| a.seq == b.seq)
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Unsupported { engine: NAME, what: what.to_owned() }
+}
+
+fn step_error(error: ggml::Error) -> Error {
+    match error {
+        ggml::Error::Aborted => Error::Aborted,
+        error => Error::Step(error.to_string()),
+    }
+}
+
+/// The tensors of the file (names, shapes, types and the first bytes of each) and the kind of its cache. Not the context length: a
+/// longer one takes a shorter one's state.
+fn fingerprint(file: &File, model: &Model) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(format!("{} {} {}\n", model.layout.describe(), model.exact, env!("CARGO_PKG_VERSION")));
+    for tensor in file.tensors() {
+        hash.update(format!("{} {} {:?}\n", tensor.name, tensor.dtype.name(), tensor.ne));
+        let data = file.data(tensor);
+        hash.update(&data[..data.len().min(64)]);
+    }
+    hash.finalize().into()
+}
