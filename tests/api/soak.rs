@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::Shutdown;
-#[cfg(feature = "llama")]
+#[cfg(any(feature = "llama", feature = "native"))]
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -172,6 +172,18 @@ fn clients_that_leave_hurt_nobody() {
 #[cfg(feature = "llama")]
 #[test]
 fn clients_that_leave_hurt_nobody_on_llama() {
+    soak_engine("llama", Duration::from_secs(60));
+}
+
+/// The same on the native engine.
+#[cfg(feature = "native")]
+#[test]
+fn clients_that_leave_hurt_nobody_on_native() {
+    soak_engine("native", Duration::from_secs(60));
+}
+
+#[cfg(any(feature = "llama", feature = "native"))]
+fn soak_engine(engine: &str, duration: Duration) {
     use fathom_converters::{Options, Silent, convert};
 
     let home = tempfile::tempdir().unwrap();
@@ -179,10 +191,10 @@ fn clients_that_leave_hurt_nobody_on_llama() {
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-v4-a");
     convert(&Options::new(checkpoint, &gguf), &mut Silent).unwrap();
     // ggml's threads spin at barriers, and other tests use the cores: with two threads a step can take a scheduler slice.
-    let settings = [("FATHOM_ENGINE", "llama"), ("FATHOM_LOG", "warn"), ("FATHOM_THREADS", "1")];
+    let settings = [("FATHOM_ENGINE", engine), ("FATHOM_LOG", "warn"), ("FATHOM_THREADS", "1")];
     let program = Program::serve(home.path(), &settings);
     let model = gguf.to_str().unwrap().to_owned();
-    soak(&program, Duration::from_secs(60), |client, n| {
+    soak(&program, duration, |client, n| {
         let prompt = format!("client {client} asks {}", "something long ".repeat(n % 7 * 10));
         json!({"model": model, "prompt": prompt, "raw": true, "options": {"num_predict": 40, "seed": n}})
     });

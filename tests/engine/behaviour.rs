@@ -1,12 +1,36 @@
 //! One model, many ways to the same numbers: chunks, batches, saved states, forks; and everything that a caller can do wrong.
 
-use fathom::engine::{Batch, BatchToken, Engine, Error, Output, Outputs, Settings};
+use fathom::engine::{Batch, BatchToken, Engine, Error, Kind, Output, Outputs, Settings};
 use fathom::ids::{Pos, SeqId, TokenId};
 
 use super::{TOLERANCE, exact, logits, text, tiny_a_f32, tokens};
 
-fn load(settings: &Settings) -> Box<dyn Engine> {
-    super::load(tiny_a_f32(), settings)
+/// Every test of this file runs on every engine that computes.
+macro_rules! on_every_engine {
+    ($($test:ident)*) => {
+        mod llama {
+            $(#[test] fn $test() { super::$test(fathom::engine::Kind::Llama) })*
+        }
+        #[cfg(feature = "native")]
+        mod native {
+            $(#[test] fn $test() { super::$test(fathom::engine::Kind::Native) })*
+        }
+    };
+}
+
+on_every_engine! {
+    every_chunk_size_gives_the_same_logits
+    sequences_in_one_batch_do_not_touch_each_other
+    a_rewound_sequence_continues_as_a_fresh_one
+    a_fork_and_a_restored_state_continue_as_the_original
+    a_context_can_be_filled_to_its_last_token
+    an_aborted_step_ends_early_and_only_costs_its_sequences
+    a_step_may_be_smaller_than_the_number_of_sequences
+    no_misuse_ends_the_process
+}
+
+fn load(kind: Kind, settings: &Settings) -> Box<dyn Engine> {
+    super::load_kind(tiny_a_f32(), kind, settings)
 }
 
 #[track_caller]
@@ -14,9 +38,8 @@ fn assert_close(what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
     super::assert_close(what, got, expected, TOLERANCE);
 }
 
-#[test]
-fn every_chunk_size_gives_the_same_logits() {
-    let mut engine = load(&exact());
+fn every_chunk_size_gives_the_same_logits(kind: Kind) {
+    let mut engine = load(kind, &exact());
     let text = text(300, engine.info().n_vocab);
     let whole = logits(&mut *engine, 0, 0, &text, 300);
     for chunk in [1, 7, 64, 128] {
@@ -26,14 +49,13 @@ fn every_chunk_size_gives_the_same_logits() {
     }
     // The same split made inside a step.
     for n_ubatch in [1, 7, 64, 128] {
-        let mut engine = load(&Settings { n_ubatch, ..exact() });
+        let mut engine = load(kind, &Settings { n_ubatch, ..exact() });
         assert_close(&format!("ubatch {n_ubatch}"), &logits(&mut *engine, 0, 0, &text, 300), &whole);
     }
 }
 
-#[test]
-fn sequences_in_one_batch_do_not_touch_each_other() {
-    let mut engine = load(&exact());
+fn sequences_in_one_batch_do_not_touch_each_other(kind: Kind) {
+    let mut engine = load(kind, &exact());
     let n_vocab = engine.info().n_vocab;
     let text = text(400, n_vocab);
     let (a, b, c) = (&text[..150], &text[150..260], &text[260..400]);
@@ -77,9 +99,8 @@ fn sequences_in_one_batch_do_not_touch_each_other() {
     }
 }
 
-#[test]
-fn a_rewound_sequence_continues_as_a_fresh_one() {
-    let mut engine = load(&exact());
+fn a_rewound_sequence_continues_as_a_fresh_one(kind: Kind) {
+    let mut engine = load(kind, &exact());
     let text = text(400, engine.info().n_vocab);
     let other = text[350..400].to_vec();
     for cut in [1, 5, 127, 128, 130, 200] {
@@ -104,9 +125,8 @@ fn a_rewound_sequence_continues_as_a_fresh_one() {
     }
 }
 
-#[test]
-fn a_fork_and_a_restored_state_continue_as_the_original() {
-    let mut engine = load(&exact());
+fn a_fork_and_a_restored_state_continue_as_the_original(kind: Kind) {
+    let mut engine = load(kind, &exact());
     let text = text(340, engine.info().n_vocab);
     let (prompt, rest) = text.split_at(290);
     logits(&mut *engine, 0, 0, &prompt[..130], 130);
@@ -127,19 +147,23 @@ fn a_fork_and_a_restored_state_continue_as_the_original() {
     assert_close("restored", &logits(&mut *engine, 1, prompt.len(), rest, 50), &expected);
 
     // In another process, here another engine with a longer context.
-    let mut other = load(&Settings { n_seq_max: 1, ..exact() });
-    let error = other.restore(SeqId(0), &mut saved.as_slice()).unwrap_err();
-    assert!(error.to_string().contains("number of sequences"), "{error}");
-    let mut second = load(&Settings { n_ctx: 2048, ..exact() });
+    let mut other = load(kind, &Settings { n_seq_max: 1, ..exact() });
+    match (kind, other.restore(SeqId(0), &mut saved.as_slice())) {
+        (Kind::Llama, restored) => {
+            let error = restored.unwrap_err();
+            assert!(error.to_string().contains("number of sequences"), "{error}");
+        }
+        (_, restored) => assert_eq!(restored.unwrap(), Pos(290)),
+    }
+    let mut second = load(kind, &Settings { n_ctx: 2048, ..exact() });
     assert_eq!(second.restore(SeqId(0), &mut saved.as_slice()).unwrap(), Pos(290));
     assert_close("restored elsewhere", &logits(&mut *second, 0, prompt.len(), rest, 50), &expected);
 }
 
-#[test]
-fn a_context_can_be_filled_to_its_last_token() {
+fn a_context_can_be_filled_to_its_last_token(kind: Kind) {
     // 256 tokens: the compressed caches are exactly as long as their rounding, so the last row is live.
     for n_ctx in [250, 256, 1024] {
-        let mut engine = load(&Settings { n_ctx, n_seq_max: 2, ..exact() });
+        let mut engine = load(kind, &Settings { n_ctx, n_seq_max: 2, ..exact() });
         let text = text(n_ctx + 1, engine.info().n_vocab);
         for seq in 0..2 {
             logits(&mut *engine, seq, 0, &text[..n_ctx - 3], 100);
@@ -151,10 +175,9 @@ fn a_context_can_be_filled_to_its_last_token() {
     }
 }
 
-#[test]
-fn an_aborted_step_ends_early_and_only_costs_its_sequences() {
+fn an_aborted_step_ends_early_and_only_costs_its_sequences(kind: Kind) {
     let settings = exact();
-    let mut engine = load(&settings);
+    let mut engine = load(kind, &settings);
     let text = text(300, engine.info().n_vocab);
     let expected = logits(&mut *engine, 0, 0, &text[..20], 20);
     let bystander = logits(&mut *engine, 1, 0, &text[..20], 20);
@@ -197,19 +220,17 @@ fn abort_down(settings: &Settings) {
     settings.abort.store(false, std::sync::atomic::Ordering::Relaxed);
 }
 
-#[test]
-fn a_step_may_be_smaller_than_the_number_of_sequences() {
-    let mut engine = load(&Settings { n_batch: 1, n_outputs: 0, ..exact() });
+fn a_step_may_be_smaller_than_the_number_of_sequences(kind: Kind) {
+    let mut engine = load(kind, &Settings { n_batch: 1, n_outputs: 0, ..exact() });
     let text = text(12, engine.info().n_vocab);
-    let expected = logits(&mut *load(&exact()), 0, 0, &text, 12);
+    let expected = logits(&mut *load(kind, &exact()), 0, 0, &text, 12);
     for seq in [0, 2] {
         assert_close(&format!("sequence {seq}"), &logits(&mut *engine, seq, 0, &text, 1), &expected);
     }
 }
 
-#[test]
-fn no_misuse_ends_the_process() {
-    let mut engine = load(&Settings { n_batch: 64, n_outputs: 8, ..exact() });
+fn no_misuse_ends_the_process(kind: Kind) {
+    let mut engine = load(kind, &Settings { n_batch: 64, n_outputs: 8, ..exact() });
     let n_vocab = engine.info().n_vocab as u32;
     let text = text(100, n_vocab as usize);
     let quiet = |mut tokens: Vec<BatchToken>| {
@@ -223,7 +244,7 @@ fn no_misuse_ends_the_process() {
         vec![BatchToken { token: TokenId(token), seq: SeqId(seq), pos: Pos(pos), output }]
     };
     let joined = |parts: [Vec<BatchToken>; 3]| parts.concat();
-    let bad: Vec<(&str, Vec<BatchToken>, &str)> = vec![
+    let mut bad: Vec<(&str, Vec<BatchToken>, &str)> = vec![
         ("no such sequence", one(3, 0, 1, None), "there is no sequence 3"),
         ("a huge sequence", one(u32::MAX, 0, 1, None), "there is no sequence 4294967295"),
         ("a gap", one(0, 11, 1, None), "expected 10"),
@@ -237,8 +258,10 @@ fn no_misuse_ends_the_process() {
         ("too many tokens", quiet(tokens(0, 10, &text[..65])), "more than a step takes (64)"),
         ("too many rows", tokens(0, 10, &text[..9]), "more than a step gives (8)"),
         ("an embedding", one(0, 10, 1, Some(Output::Embedding)), "embeddings"),
-        ("hidden streams", one(0, 10, 1, Some(Output::Hidden)), "hidden"),
     ];
+    if !engine.info().support.hidden {
+        bad.push(("hidden streams", one(0, 10, 1, Some(Output::Hidden)), "hidden"));
+    }
     for (what, tokens, expected) in bad {
         let error = engine.step(&Batch { tokens }, &mut Outputs::default()).expect_err(what);
         assert!(error.to_string().contains(expected), "{what}: {error}");

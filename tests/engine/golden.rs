@@ -20,8 +20,8 @@ pub(super) struct Golden {
     pub(super) tokens: Vec<TokenId>,
     pub(super) rows: Vec<usize>,
     pub(super) logits: Vec<Vec<f32>>,
-    greedy: Vec<TokenId>,
-    greedy_logits: Vec<Vec<f32>>,
+    pub(super) greedy: Vec<TokenId>,
+    pub(super) greedy_logits: Vec<Vec<f32>>,
 }
 
 pub(super) fn golden(name: &str, prompt: usize) -> Golden {
@@ -48,7 +48,11 @@ pub(super) fn golden(name: &str, prompt: usize) -> Golden {
 }
 
 /// Logits of the golden rows, then greedily as many tokens as the golden continuation has, with their logits.
-fn run(engine: &mut dyn Engine, golden: &Golden, chunk: usize) -> (Vec<Vec<f32>>, Vec<TokenId>, Vec<Vec<f32>>) {
+pub(super) fn run(
+    engine: &mut dyn Engine,
+    golden: &Golden,
+    chunk: usize,
+) -> (Vec<Vec<f32>>, Vec<TokenId>, Vec<Vec<f32>>) {
     let prompt = logits(engine, 0, 0, &golden.tokens, chunk);
     let mut greedy = Vec::new();
     let mut greedy_logits = Vec::new();
@@ -62,7 +66,7 @@ fn run(engine: &mut dyn Engine, golden: &Golden, chunk: usize) -> (Vec<Vec<f32>>
     (golden.rows.iter().map(|&row| prompt[row].clone()).collect(), greedy, greedy_logits)
 }
 
-fn models() -> [(&'static str, &'static std::path::Path); 2] {
+pub(super) fn models() -> [(&'static str, &'static std::path::Path); 2] {
     [("tiny-v4-a", tiny_a()), ("tiny-v4-b", tiny_b())]
 }
 
@@ -111,7 +115,7 @@ fn default_arithmetic_stays_close_to_the_golden_distribution() {
 }
 
 /// Kullback-Leibler divergence of softmax(`q`) from softmax(`p`), in nats.
-fn kl(p: &[f32], q: &[f32]) -> f64 {
+pub(super) fn kl(p: &[f32], q: &[f32]) -> f64 {
     let log_softmax = |row: &[f32]| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();

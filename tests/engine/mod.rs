@@ -1,4 +1,4 @@
-//! The llama engine on tiny models: what it computes, what it refuses, and that nothing a caller or a file does ends the
+//! The engines on tiny models: what they compute, what they refuse, and that nothing a caller or a file does ends the
 //! process. In F32, where only the order of additions may differ.
 
 mod behaviour;
@@ -6,6 +6,8 @@ mod bench;
 mod eval;
 mod golden;
 mod hostile;
+#[cfg(feature = "native")]
+mod native;
 mod plain;
 mod planning;
 mod seeds;
@@ -77,7 +79,11 @@ fn exact() -> Settings {
 }
 
 fn load(path: &Path, settings: &Settings) -> Box<dyn Engine> {
-    engine::load(path, Kind::Llama, settings, &mut |_| true).unwrap()
+    load_kind(path, Kind::Llama, settings)
+}
+
+fn load_kind(path: &Path, kind: Kind, settings: &Settings) -> Box<dyn Engine> {
+    engine::load(path, kind, settings, &mut |_| true).unwrap()
 }
 
 /// Tokens without a pattern that a router could hide behind.
