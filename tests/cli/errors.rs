@@ -42,13 +42,9 @@ fn a_port_in_use_is_explained() {
 #[test]
 fn engines_that_are_not_built_or_not_known_are_refused() {
     let home = Home::new();
-    let built = ["native", "llama", "scripted"].into_iter().filter(|engine| match *engine {
-        "native" => cfg!(feature = "native"),
-        "llama" => cfg!(feature = "llama"),
-        _ => true,
-    });
-    let built: Vec<_> = built.collect();
-    for engine in ["native", "llama"].into_iter().filter(|engine| !built.contains(engine)) {
+    let all = [("native", cfg!(feature = "native")), ("llama", cfg!(feature = "llama")), ("scripted", true)];
+    let built: Vec<_> = all.iter().filter(|(_, is_built)| *is_built).map(|(engine, _)| *engine).collect();
+    for (engine, _) in all.iter().filter(|(_, is_built)| !is_built) {
         for args in [&["serve", "--engine", engine][..], &["run", "--engine", engine, "m", "hello"]] {
             let error = format!("error: engine `{engine}` is not built into this program\n");
             let hint = format!("hint: this program has: {}\n", built.join(", "));
