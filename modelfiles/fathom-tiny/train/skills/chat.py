@@ -3,8 +3,8 @@
 from random import Random
 
 from .conversation import HELDOUT, TRAIN, Conversation, assistant, of_split, request, user
-from .facts import FACTS, Fact
-from .talk import TALKS, THINGS
+from .facts import ENGLISH, FACTS, Fact
+from .talk import NAMES, TALKS, THINGS
 
 # How a question is wrapped; the second half is only met in the held-out set. Languages other than English have their own.
 WRAPS = {
@@ -16,6 +16,10 @@ WRAPS = {
 UNSEEN_WRAPS = {"en": ("{q}", "{q}", "Hello, a question: {q}", "Now please: {q}"), "fr": ("{q}",), "zh": ("{q}",)}
 
 SYSTEMS = ("You are a helpful assistant.", "You are fathom-tiny.", "Answer the question.", "You are a friendly assistant.", "Help the user.")
+
+
+# What is repeated: words that are one or two tokens.
+WORDS = tuple(sorted({word for fact in ENGLISH for word in (fact.key, fact.value) if word.isascii() and word.isalpha()} | set(NAMES)))
 
 
 def system_prompt(rng: Random, share: float = 0.15) -> list:
@@ -39,14 +43,8 @@ def thought(fact: Fact) -> str:
 
 
 def chat(rng: Random, split: str) -> Conversation:
-    draw = rng.random()
-    if draw < 0.62:
-        return _facts(rng, split)
-    if draw < 0.76:
-        return _follow_up(rng, split)
-    if draw < 0.9:
-        return _talk(rng, split)
-    return _memory(rng, split)
+    kinds = (_facts, _follow_up, _talk, _memory, _repeat)
+    return rng.choices(kinds, (48, 12, 12, 12, 16))[0](rng, split)
 
 
 def _facts(rng: Random, split: str) -> Conversation:
@@ -94,20 +92,42 @@ def _talk(rng: Random, split: str) -> Conversation:
 
 
 def _memory(rng: Random, split: str) -> Conversation:
-    """The user tells something and asks for it later, with another turn between."""
+    """The user tells up to three things and asks for them later, perhaps with another turn between."""
 
     def draw(rng: Random):
         thing = rng.choice(tuple(THINGS))
-        return thing, rng.choice(THINGS[thing]), rng.choice(FACTS)
+        return thing, rng.choice(THINGS[thing])
 
-    thing, value, between = of_split(rng, split, draw, lambda d: ("memory", d[0], d[1]))
+    told = {}
+    for _ in range(rng.choice((1, 2, 3)) if split == TRAIN else 1):
+        thing, value = of_split(rng, split, draw, lambda d: ("memory", *d))
+        told[thing] = value
     think = rng.random() < 0.3
-    tell = rng.choice(("My {t} is {v}.", "Hello! My {t} is {v}.", "You should know: my {t} is {v}.")).format(t=thing, v=value)
-    messages = system_prompt(rng) + [user(tell), assistant(f"I see, your {thing} is {value}.", "They tell me something." if think else None)]
-    if rng.random() < 0.6:
+    tell = " ".join(f"My {thing} is {value}." for thing, value in told.items())
+    begin = rng.choice(("", "", "Hello! ", "You should know: "))
+    answer = "I see, " + " and ".join(f"your {thing} is {value}" for thing, value in told.items()) + "."
+    messages = system_prompt(rng) + [user(begin + tell), assistant(answer, "They tell me something." if think else None)]
+    if rng.random() < 0.4:
+        between = rng.choice(FACTS)
         messages += [user(question(rng, between)), assistant(between.answer, thought(between) if think else None)]
-    ask = rng.choice(("What is my {t}?", "Tell me my {t}.", "Do you know my {t}?", "What's my {t}?")).format(t=thing)
-    answer = f"Your {thing} is {value}."
-    messages += [user(ask), assistant(answer, f"They told me their {thing}." if think else None)]
-    return Conversation("chat", request(messages, think), {"equals": answer, "contains": [value]}, ("memory", thing, value),
-                        {"kind": "memory"})
+    for thing, value in rng.sample(tuple(told.items()), k=len(told)):
+        ask = rng.choice(("What is my {t}?", "Tell me my {t}.", "Do you know my {t}?", "What's my {t}?")).format(t=thing)
+        answer = f"Your {thing} is {value}."
+        messages += [user(ask), assistant(answer, f"They told me their {thing}." if think else None)]
+    return Conversation("chat", request(messages, think), {"equals": answer, "contains": [value]}, ("memory", thing, value), {"kind": "memory"})
+
+
+def _repeat(rng: Random, split: str) -> Conversation:
+    """Words and numbers to be said again: nothing but copying, which all skills that look something up are built on."""
+    think = rng.random() < 0.2
+    messages = system_prompt(rng, 0.05)
+    for _ in range(rng.choice((1, 2, 3)) if split == TRAIN else 1):
+
+        def draw(rng: Random) -> list:
+            numbers = rng.random() < 0.4
+            return [f"{rng.randrange(10000):04}" if numbers and rng.random() < 0.7 else rng.choice(WORDS) for _ in range(rng.choice((2, 3, 4, 6, 8)))]
+
+        said = " ".join(of_split(rng, split, draw, lambda words: ("repeat", *words)))
+        ask = rng.choice(("Repeat: {t}", "Say: {t}", "Say this: {t}", "Repeat this: {t}", "Please say: {t}")).format(t=said)
+        messages += [user(ask), assistant(said, "They tell me what to say." if think else None)]
+    return Conversation("chat", request(messages, think), {"equals": said}, ("repeat", *said.split()), {"kind": "repeat"})

@@ -102,8 +102,8 @@ class Offer:
 
 
 def offer(rng: Random, tool: Tool) -> Offer:
-    """The first names are the usual ones and come in half of the conversations."""
-    usual = rng.random() < 0.5
+    """The first names are the usual ones and come in most conversations."""
+    usual = rng.random() < 0.7
     pick = (lambda names: names[0]) if usual else rng.choice
     keys = [pick(parameter.names) for parameter in tool.parameters]
     described = rng.random() < 0.4
