@@ -74,7 +74,11 @@ fn kernels() {
     let portable = [("PORTABLE", arch.as_str(), &[] as &[&str])];
     for (set, _, flags) in portable.iter().chain(&SETS).filter(|(_, of, _)| *of == arch) {
         let mut build = c_build(&out.join(set.to_lowercase()));
-        build.define(&format!("FATHOM_FOR_{set}"), None).files(sources("cpu.c")).file("csrc/simd/set.c");
+        build
+            .define(&format!("FATHOM_FOR_{set}"), None)
+            .files(sources("cpu.c"))
+            .file("csrc/simd/set.c")
+            .file("csrc/simd/roof.c");
         for flag in *flags {
             build.flag(flag);
         }

@@ -152,6 +152,67 @@ fn convert_export_verify() {
     place.fail(&["verify", "checkpoint/config.json"], "config.json");
 }
 
+/// A stored model keeps its draft in a blob of its own; models and drafts of several files are merged.
+#[test]
+fn verify_and_export_take_models_of_the_store() {
+    use fathom::modelfile::{Base, Changes, Spec as Creation, create};
+    use fathom::store::{Kind, Manifest, Name, Store};
+    use fathom_converters::{Options, Silent, convert};
+
+    for split_max_bytes in [None, Some(100_000)] {
+        let place = Place::new(&Spec { draft: Draft::Mtp, ..Spec::tiny() });
+        let options = Options { split_max_bytes, ..Options::new(place.path("checkpoint"), place.path("model.gguf")) };
+        let files = convert(&options, &mut Silent).unwrap().files;
+        assert_eq!(files.len() > 4, split_max_bytes.is_some(), "{files:?}");
+        let store = Store::open(place.path("models")).unwrap();
+        let name = Name::parse("tiny").unwrap();
+        let creation = Creation {
+            name: name.clone(),
+            base: Base::Path(files[0].clone()),
+            adapters: Vec::new(),
+            drafts: Vec::new(),
+            changes: Changes::default(),
+        };
+        create(&store, &creation, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+        files.iter().for_each(|file| fs::remove_file(file).unwrap());
+        let said = place.succeed(&["verify", "tiny", "--against", "checkpoint"]);
+        assert!(said.contains("tensors of the checkpoint have the recorded checksums"), "{said}");
+        place.succeed(&["export", "tiny", "-o", "back"]);
+        place.succeed(&["verify", "TINY:latest", "--against", "back"]);
+        for json in ["config.json", "tokenizer.json"] {
+            assert_eq!(sum(&place.path("checkpoint").join(json)), sum(&place.path("back").join(json)));
+        }
+        // Without its draft: what can be checked is checked, what cannot be rebuilt is not.
+        let manifest = store.manifest(&name).unwrap().manifest;
+        let layers = manifest.layers.into_iter().filter(|layer| layer.kind() != Kind::Draft).collect();
+        store.write_manifest(&name, &Manifest::new(manifest.config, layers)).unwrap();
+        let output = place.run(&["verify", "tiny"]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("was not checked"));
+        place.fail(&["export", "tiny", "-o", "other"], ".gguf` is missing\nhint: make the model again");
+    }
+    let place = Place { dir: tempfile::tempdir().unwrap() };
+    place.fail(&["verify", "nobody"], "model `nobody:latest` is not installed\nhint: `fathom list`");
+    place.fail(&["verify", "./nothing"], "`./nothing`");
+}
+
+#[test]
+fn files_that_cannot_be_taken_back_say_why() {
+    let place = Place::new(&Spec { draft: Draft::Mtp, ..Spec::tiny() });
+    place.succeed(&CONVERT);
+    for verb in [&["verify", "model.draft.gguf"][..], &["export", "model.draft.gguf", "-o", "back"]] {
+        place.fail(
+            verb,
+            "`model.draft.gguf` holds the draft blocks of a model, not a model\nhint: give the model: `model.gguf`",
+        );
+    }
+    let none: [(fathom_gguf::TensorInfo, Vec<u8>); 0] = [];
+    fathom_gguf::write_file(place.path("other.gguf"), fathom_gguf::Metadata::new(), &none).unwrap();
+    place.fail(&["verify", "other.gguf"], "fathom did not convert it\nhint: only what `fathom convert` has written");
+    place
+        .fail(&["convert", "checkpoint", "-o", "model"], "`model` does not end in `.gguf`\nhint: call it `model.gguf`");
+}
+
 #[test]
 fn a_dry_run_needs_headers_only_and_writes_nothing() {
     let place = Place { dir: tempfile::tempdir().unwrap() };

@@ -54,6 +54,9 @@ struct Place {
 /// The largest real JSON file is a tokenizer.json of 8 MB, the largest index one of 10 MB.
 const MAX_JSON_BYTES: u64 = 1 << 28;
 
+/// Of a directory, a pipe or a device.
+const NO_FILE: &str = "it is no plain file";
+
 /// What is read ahead at once.
 const WINDOW_BYTES: u64 = 4 << 20;
 
@@ -195,6 +198,10 @@ impl Checkpoint {
         completeness: Completeness,
     ) -> Result<(), Error> {
         let path = self.dir.join(&name);
+        // Before it is opened: opening a pipe waits for somebody to write.
+        if fs::metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(Error::BadShard { path, reason: NO_FILE.into() });
+        }
         let file = match fs::File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(match tensors {
@@ -288,6 +295,9 @@ fn read_json(path: &Path) -> Result<Option<String>, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(Error::io("read", path))?,
     };
+    if !meta.is_file() {
+        return Err(Error::BadJson { path: path.into(), reason: NO_FILE.into() });
+    }
     if meta.len() > MAX_JSON_BYTES {
         return Err(Error::BadJson { path: path.into(), reason: format!("it is {} bytes long", meta.len()) });
     }

@@ -219,6 +219,22 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
     },
+    /// A name that the files of another conversion might have.
+    #[error("`{path}` {problem}")]
+    OutputName {
+        /// What was asked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// What to do.
+        instead: String,
+    },
+    /// Something else lies where the journal of what is unfinished has its place.
+    #[error("`{path}` is in the way: it was not written by fathom")]
+    NoJournal {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process is writing the same output.
     #[error("`{path}` is being written by another process")]
     Locked {
@@ -269,6 +285,16 @@ pub enum Error {
     MissingDraft {
         /// Where it should be.
         path: PathBuf,
+        /// Whether the model lies in a store, where the draft would be a part of it.
+        in_store: bool,
+    },
+    /// A draft was given in place of its model.
+    #[error("`{path}` holds the draft blocks of a model, not a model")]
+    DraftGiven {
+        /// The file.
+        path: PathBuf,
+        /// The model that names it as its draft, if it lies beside it.
+        model: Option<PathBuf>,
     },
     /// Some tensors were converted with a lossy choice.
     #[error(
@@ -315,12 +341,30 @@ impl Error {
             Error::V41 { .. } => {
                 Some("DeepSeek-V4 Flash, Pro, their Base forms and the 0731 and 0813 updates are supported".into())
             }
+            Error::OutputName { instead, .. } => Some(instead.clone()),
+            Error::NoJournal { .. } => Some("move it away, or give the output another name".into()),
+            Error::Disk { dir, .. } => Some(format!("free space in `{}`, or write to another disk", dir.display())),
             Error::Exists { .. } => Some("give another name, or `--force` to overwrite it".into()),
             Error::OtherJournal { .. } => {
                 Some("repeat the first command to continue it, or give `--force` to give it up".into())
             }
             Error::Lossy { .. } => Some("convert the checkpoint again without `--dense` and `--experts`".into()),
-            Error::MissingDraft { .. } => Some("put the draft file beside the model; export needs both".into()),
+            Error::MissingDraft { in_store: false, .. } => {
+                Some("put the draft file beside the model; export needs both".into())
+            }
+            Error::MissingDraft { in_store: true, .. } => {
+                Some("make the model again, from a file that has its draft beside it; export needs both".into())
+            }
+            Error::DraftGiven { model: Some(model), .. } => {
+                Some(format!("give the model: `{}`; its draft is found from there", model.display()))
+            }
+            Error::DraftGiven { model: None, .. } => {
+                Some("give the model's file and put this one beside it: it is found from there".into())
+            }
+            Error::NotOurs { .. } => Some("only what `fathom convert` has written can be taken back".into()),
+            Error::Gguf(fathom_gguf::Error::ShardMissing { .. } | fathom_gguf::Error::ShardName { .. }) => {
+                Some("all shards must lie in one folder, under the names that they were written with".into())
+            }
             Error::Checksum { .. } | Error::NotRepresentable { .. } => {
                 Some("the file is damaged: convert or copy it again".into())
             }

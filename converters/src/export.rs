@@ -1,9 +1,10 @@
 //! GGUF -> the released checkpoint: the same tensor names, dtypes, shapes and bytes, and the same JSON files. Only the cut into
 //! shards may differ, so the index is new.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
@@ -11,14 +12,15 @@ use crate::options::thread_count;
 use crate::progress::{Phase, Progress};
 use crate::shard::{encode_header, write_at};
 use crate::slab::{Conversion, Piece, Scratch, Slab, hex};
-use crate::stored::{DraftFile, Recorded, Stored};
+use crate::staging::Staging;
+use crate::stored::{DraftFile, Location, Recorded, Stored};
 use crate::{Error, verify, workers};
 
 /// What to export, and where to.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
-    /// The model's file; its draft is found beside it.
-    pub model: PathBuf,
+    /// The model, and its draft.
+    pub model: Location,
     /// The directory to write.
     pub directory: PathBuf,
     /// Write into a directory that already holds a checkpoint.
@@ -31,7 +33,7 @@ pub struct ExportOptions {
 
 impl ExportOptions {
     /// Shards of 5 GB, as the usual upload tools make them.
-    pub fn new(model: impl Into<PathBuf>, directory: impl Into<PathBuf>) -> ExportOptions {
+    pub fn new(model: impl Into<Location>, directory: impl Into<PathBuf>) -> ExportOptions {
         ExportOptions {
             model: model.into(),
             directory: directory.into(),
@@ -56,10 +58,17 @@ pub struct ExportReport {
 const CHUNK_BYTES: usize = 2 << 20;
 const INDEX: &str = "model.safetensors.index.json";
 
-/// One safetensors file being written.
+/// One safetensors file, decided before it is written.
 struct Shard {
     name: String,
-    unfinished: PathBuf,
+    /// Everything before the tensor data.
+    header: Vec<u8>,
+    file_bytes: u64,
+}
+
+/// One safetensors file being written.
+struct Opened {
+    path: PathBuf,
     file: fs::File,
 }
 
@@ -74,23 +83,100 @@ struct Place {
 /// Exports a converted file.
 ///
 /// # Errors
-/// [`Error::Lossy`] when bytes are gone, [`Error::MissingDraft`], [`Error::Checksum`] when the file is damaged. Nothing in the
-/// directory looks finished then.
+/// [`Error::Lossy`] when bytes are gone, [`Error::MissingDraft`], [`Error::Checksum`] when the file is damaged, [`Error::Disk`].
+/// Of what was written nothing is left then. A kill leaves files under unfinished names, which the next export removes.
 pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<ExportReport, Error> {
     let stored = Stored::open(&options.model, DraftFile::Required)?;
     refuse_lossy(&stored)?;
-    let dir = &options.directory;
-    let index_path = dir.join(INDEX);
-    if !options.force && holds_a_checkpoint(dir, &stored) {
-        return Err(Error::Exists { path: dir.clone() });
-    }
+    let plan = Plan::new(&stored, options.shard_bytes);
     verify::check_draft(&stored)?;
-    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let staging = Staging::begin(&options.directory, plan.names(), plan.bytes(), options.force)?;
+    match write(&stored, &plan, &staging, options.threads, progress) {
+        Ok(()) => staging.publish()?,
+        Err(error) => {
+            staging.discard();
+            return Err(error);
+        }
+    }
+    Ok(ExportReport { tensors: stored.released.len(), shards: plan.shards.len(), bytes: total_bytes(&stored) })
+}
 
-    let (shards, places) = create_shards(&stored, options)?;
-    let items = only_once(&stored);
-    let total: u64 = stored.released.iter().map(|one| one.bytes).sum();
-    progress.begin(Phase::Exporting, total);
+/// Everything that is decided before the first byte.
+struct Plan<'a> {
+    shards: Vec<Shard>,
+    places: HashMap<&'a str, Place>,
+    /// Names and texts of the JSON files, the index last.
+    texts: Vec<(&'a str, Cow<'a, str>)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Cuts the recorded order into shards of about `shard_bytes`.
+    fn new(stored: &'a Stored, shard_bytes: u64) -> Plan<'a> {
+        let mut cuts: Vec<Vec<usize>> = vec![Vec::new()];
+        let mut bytes = 0;
+        for (index, one) in stored.released.iter().enumerate() {
+            if bytes > 0 && bytes + one.bytes > shard_bytes {
+                cuts.push(Vec::new());
+                bytes = 0;
+            }
+            cuts.last_mut().expect("begun with one").push(index);
+            bytes += one.bytes;
+        }
+        let (mut shards, mut places) = (Vec::new(), HashMap::new());
+        for (number, cut) in cuts.iter().enumerate() {
+            let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, cuts.len());
+            let recorded = cut.iter().map(|index| &stored.released[*index]);
+            let tensors = recorded.map(|one| (one.name.clone(), one.dtype, one.shape.clone()));
+            let (header, data_bytes) = encode_header(tensors);
+            let mut at = header.len() as u64;
+            for recorded in cut {
+                let one = &stored.released[*recorded];
+                places.insert(one.name.as_str(), Place { shard: number, at, recorded: *recorded });
+                at += one.bytes;
+            }
+            shards.push(Shard { name, file_bytes: header.len() as u64 + data_bytes, header });
+        }
+        let mut texts: Vec<_> = stored.json.iter().map(|(name, text)| (*name, Cow::from(text))).collect();
+        texts.push((INDEX, index(stored, &shards, &places).into()));
+        Plan { shards, places, texts }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let shards = self.shards.iter().map(|shard| shard.name.clone());
+        shards.chain(self.texts.iter().map(|(name, _)| (*name).to_owned())).collect()
+    }
+
+    fn bytes(&self) -> u64 {
+        let shards: u64 = self.shards.iter().map(|shard| shard.file_bytes).sum();
+        shards + self.texts.iter().map(|(_, text)| text.len() as u64).sum::<u64>()
+    }
+}
+
+fn total_bytes(stored: &Stored) -> u64 {
+    stored.released.iter().map(|one| one.bytes).sum()
+}
+
+fn index(stored: &Stored, shards: &[Shard], places: &HashMap<&str, Place>) -> String {
+    let shard = |one: &Recorded| shards[places[one.name.as_str()].shard].name.as_str();
+    let map: BTreeMap<&str, &str> = stored.released.iter().map(|one| (one.name.as_str(), shard(one))).collect();
+    let index = serde_json::json!({ "metadata": { "total_size": total_bytes(stored) }, "weight_map": map });
+    serde_json::to_string_pretty(&index).expect("plain data") + "\n"
+}
+
+/// Writes all files under their unfinished names and brings them to the disk.
+fn write(
+    stored: &Stored,
+    plan: &Plan<'_>,
+    staging: &Staging,
+    threads: usize,
+    progress: &mut dyn Progress,
+) -> Result<(), Error> {
+    for (name, text) in &plan.texts {
+        staging.write_text(name, text)?;
+    }
+    let opened = plan.shards.iter().map(|shard| create(shard, staging)).collect::<Result<Vec<_>, _>>()?;
+    let items = only_once(stored);
+    progress.begin(Phase::Exporting, total_bytes(stored));
     let work = |(file, slab): &(usize, Slab), scratch: &mut Scratch, report: &dyn Fn(u64)| {
         let file = &stored.files[*file];
         let tensor = &file.tensors[slab.tensor];
@@ -104,9 +190,9 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
         };
         conversion.decode(file.data(tensor)?, scratch, &mut |part, piece, at, bytes| {
             hashes[part][usize::from(piece == Piece::Scale)].update(bytes);
-            let place = places[name(part, piece)];
-            let shard = &shards[place.shard];
-            write_at(&shard.file, place.at + at, bytes).map_err(Error::io("write", &shard.unfinished))?;
+            let place = plan.places[name(part, piece)];
+            let shard = &opened[place.shard];
+            write_at(&shard.file, place.at + at, bytes).map_err(Error::io("write", &shard.path))?;
             report(bytes.len() as u64);
             Ok(())
         })?;
@@ -114,7 +200,7 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
             let pieces = [(Piece::Weight, weight), (Piece::Scale, scale)];
             for (piece, hash) in pieces.into_iter().take(1 + usize::from(parts[part].scale.is_some())) {
                 let (name, computed) = (name(part, piece), hash.finalize().into());
-                let recorded = stored.released[places[name].recorded].sha256;
+                let recorded = stored.released[plan.places[name].recorded].sha256;
                 if recorded != computed {
                     return Err(Error::Checksum {
                         tensor: name.into(),
@@ -126,34 +212,17 @@ pub fn export(options: &ExportOptions, progress: &mut dyn Progress) -> Result<Ex
         }
         Ok(())
     };
-    workers::run(thread_count(options.threads), &items, work, |event| verify::advance(event, progress))?;
-
-    // A former checkpoint's index would make a mixture of old and new shards look finished.
-    if let Err(error) = fs::remove_file(&index_path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(Error::io("remove", &index_path)(error));
-    }
-    for shard in &shards {
-        shard.file.sync_all().map_err(Error::io("sync", &shard.unfinished))?;
-        let path = dir.join(&shard.name);
-        fs::rename(&shard.unfinished, &path).map_err(Error::io("rename", &shard.unfinished))?;
-    }
-    for (name, text) in &stored.json {
-        write_text(&dir.join(name), text)?;
-    }
-    // Last: with its index the directory is a checkpoint.
-    write_text(&index_path, &index(&stored, &shards, &places, total))?;
-    Ok(ExportReport { tensors: stored.released.len(), shards: shards.len(), bytes: total })
+    workers::run(thread_count(threads), &items, work, |event| verify::advance(event, progress))?;
+    opened.iter().try_for_each(|shard| shard.file.sync_all().map_err(Error::io("sync", &shard.path)))
 }
 
-/// Whether something in the directory would be replaced, or taken for a part of what is exported.
-fn holds_a_checkpoint(dir: &Path, stored: &Stored) -> bool {
-    let mut texts = stored.json.iter().map(|(name, _)| *name).chain([INDEX]);
-    let shard = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"))
-    };
-    texts.any(|name| dir.join(name).exists()) || fs::read_dir(dir).is_ok_and(|mut entries| entries.any(shard))
+/// Creates a file of its final size, with its header.
+fn create(shard: &Shard, staging: &Staging) -> Result<Opened, Error> {
+    let path = staging.unfinished(&shard.name);
+    let file = fs::File::create(&path).map_err(Error::io("create", &path))?;
+    write_at(&file, 0, &shard.header).map_err(Error::io("write", &path))?;
+    file.set_len(shard.file_bytes).map_err(Error::io("resize", &path))?;
+    Ok(Opened { path, file })
 }
 
 fn refuse_lossy(stored: &Stored) -> Result<(), Error> {
@@ -178,49 +247,4 @@ fn only_once(stored: &Stored) -> Vec<(usize, Slab)> {
         owner.get(tensor.slab_parts(*slab)[0].weight.as_str()) == Some(file)
     });
     items
-}
-
-/// Cuts the recorded order into shards and writes their headers.
-fn create_shards(stored: &Stored, options: &ExportOptions) -> Result<(Vec<Shard>, HashMap<String, Place>), Error> {
-    let mut cuts: Vec<Vec<usize>> = vec![Vec::new()];
-    let mut bytes = 0;
-    for (index, one) in stored.released.iter().enumerate() {
-        if bytes > 0 && bytes + one.bytes > options.shard_bytes {
-            cuts.push(Vec::new());
-            bytes = 0;
-        }
-        cuts.last_mut().expect("begun with one").push(index);
-        bytes += one.bytes;
-    }
-    let (mut shards, mut places) = (Vec::new(), HashMap::new());
-    for (number, cut) in cuts.iter().enumerate() {
-        let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, cuts.len());
-        let unfinished = options.directory.join(format!("{name}.part"));
-        let recorded = cut.iter().map(|index| &stored.released[*index]);
-        let (header, data_bytes) = encode_header(recorded.map(|one| (one.name.clone(), one.dtype, one.shape.clone())));
-        let file = fs::File::create(&unfinished).map_err(Error::io("create", &unfinished))?;
-        write_at(&file, 0, &header).map_err(Error::io("write", &unfinished))?;
-        file.set_len(header.len() as u64 + data_bytes).map_err(Error::io("resize", &unfinished))?;
-        let mut at = header.len() as u64;
-        for recorded in cut {
-            let one = &stored.released[*recorded];
-            places.insert(one.name.clone(), Place { shard: number, at, recorded: *recorded });
-            at += one.bytes;
-        }
-        shards.push(Shard { name, unfinished, file });
-    }
-    Ok((shards, places))
-}
-
-fn index(stored: &Stored, shards: &[Shard], places: &HashMap<String, Place>, total: u64) -> String {
-    let shard = |one: &Recorded| shards[places[&one.name].shard].name.as_str();
-    let map: BTreeMap<&str, &str> = stored.released.iter().map(|one| (one.name.as_str(), shard(one))).collect();
-    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
-    serde_json::to_string_pretty(&index).expect("plain data") + "\n"
-}
-
-fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    let unfinished = crate::prepare::suffixed(path, "part");
-    fs::write(&unfinished, text).map_err(Error::io("write", &unfinished))?;
-    fs::rename(&unfinished, path).map_err(Error::io("rename", &unfinished))
 }

@@ -15,9 +15,11 @@
 //! The crate knows nothing of servers or engines, prints nothing (see [`Progress`]) and has no `unsafe`.
 
 pub mod checkpoint;
+mod disk;
 mod error;
 mod export;
 mod journal;
+mod lock;
 pub mod metadata;
 mod options;
 mod pipeline;
@@ -26,6 +28,7 @@ mod progress;
 pub mod recipe;
 mod shard;
 mod slab;
+mod staging;
 mod stored;
 mod summary;
 #[doc(hidden)]
@@ -44,6 +47,7 @@ pub use pipeline::{Report, convert};
 pub use prepare::{Output, Prepared, Role, draft_path, prepare};
 pub use progress::{Phase, Progress, Silent};
 pub use recipe::{Family, Release};
+pub use stored::Location;
 pub use summary::{FileSummary, Summary, TensorSummary};
 pub use transcode::quantize::{ErrorSums, Quantizer};
 pub use verify::{VerifyOptions, VerifyReport, verify};

@@ -23,7 +23,7 @@ use crate::recipe::Family;
 use crate::slab::{Conversion, Encoded, Scratch, Slab, hex, slabs};
 use crate::transcode::quantize::ErrorSums;
 use crate::workers::{self, Event};
-use crate::{Error, metadata};
+use crate::{Error, disk, metadata};
 
 /// What a finished conversion has to tell.
 #[derive(Debug)]
@@ -67,15 +67,27 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Report,
     let journal_path = suffixed(&options.output, "journal");
     if !journal_path.exists() {
         refuse_existing(options, &prepared)?; // before a journal is made
+        refuse_strange_parts(options, &prepared)?;
     }
-    check_disk(&prepared)?;
-
-    let (journal, past) = Journal::open(&journal_path, &head(options, &prepared), options.force)?;
-    if past.finished && sealed_files_are_there(&prepared) {
+    let head = head(options, &prepared);
+    let (mut journal, past) = Journal::open(&journal_path, &head, options.force)?;
+    let sealed = past.finished && sealed_files_are_there(&prepared);
+    if !sealed {
+        let possible = refuse_existing(options, &prepared).and_then(|()| check_disk(&prepared, &past.abandoned));
+        if let Err(error) = possible {
+            journal.decline()?;
+            return Err(error);
+        }
+    }
+    // Their names are in the journal that is overwritten next.
+    for path in &past.abandoned {
+        fs::remove_file(path).map_err(Error::io("remove", path))?;
+    }
+    journal.begin(&head)?;
+    if sealed {
         let done = past.done.into_iter().map(|(file, slab, encoded)| ((file, slab), encoded)).collect();
         return publish(&prepared, journal, &done, 0);
     }
-    refuse_existing(options, &prepared)?;
     Run { options, prepared, journal, threads, chunk_bytes }.run(past.done, progress)
 }
 
@@ -302,7 +314,7 @@ fn publish(prepared: &Prepared, journal: Journal, done: &Done, resumed_bytes: u6
             fs::rename(part, path).map_err(Error::io("rename", part))?;
         }
     }
-    sync_directory(&prepared.files[0].paths[0])?;
+    disk::sync_directory(folder_of(&prepared.files[0].paths[0]))?;
     journal.remove()?;
 
     let mut errors: BTreeMap<Family, ErrorSums> = BTreeMap::new();
@@ -353,6 +365,18 @@ fn refuse_existing(options: &Options, prepared: &Prepared) -> Result<(), Error> 
     }
 }
 
+/// Without a journal, files that are called like our unfinished ones are somebody else's: browsers name downloads so.
+fn refuse_strange_parts(options: &Options, prepared: &Prepared) -> Result<(), Error> {
+    match prepared.files.iter().flat_map(Output::unfinished).find(|path| path.exists()) {
+        Some(path) if !options.force => Err(Error::Exists { path }),
+        _ => Ok(()),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 fn head(options: &Options, prepared: &Prepared) -> Head {
     let dir = prepared.checkpoint.dir();
     // The same directory under another name is the same checkpoint.
@@ -378,6 +402,7 @@ fn head(options: &Options, prepared: &Prepared) -> Head {
         settings,
         sources: prepared.checkpoint.shards().iter().map(shard).collect(),
         layout: hex(&layout.finalize().into()),
+        files: prepared.files.iter().flat_map(|output| &output.paths).map(|path| file_name(path)).collect(),
     }
 }
 
@@ -396,52 +421,17 @@ fn chunk_bytes(memory_bytes: u64, threads: usize, prepared: &Prepared) -> Result
     Ok(((memory_bytes - fixed) / workers).min(CHUNK_BYTES) as usize)
 }
 
-/// Fails before writing when the output does not fit.
-fn check_disk(prepared: &Prepared) -> Result<(), Error> {
-    let first = &prepared.files[0].paths[0];
-    let dir = first.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+/// Fails before writing when the output does not fit, also after `abandoned` files are removed.
+fn check_disk(prepared: &Prepared, abandoned: &[PathBuf]) -> Result<(), Error> {
     let total: u64 = prepared.files.iter().map(|output| output.layout.total_bytes()).sum();
-    let parts = prepared.files.iter().flat_map(|output| output.unfinished());
-    let written: u64 = parts.filter_map(|part| allocated(&part)).sum();
-    let needed = total.saturating_sub(written);
-    match available(dir) {
-        Some(available) if available < needed => Err(Error::Disk { dir: dir.into(), needed, available }),
-        _ => Ok(()),
-    }
+    let parts = prepared.files.iter().flat_map(Output::unfinished).filter(|part| !abandoned.contains(part));
+    let written: u64 = parts.filter_map(|part| disk::allocated(&part)).sum();
+    let freed: u64 = abandoned.iter().filter_map(|path| disk::allocated(path)).sum();
+    disk::check(folder_of(&prepared.files[0].paths[0]), total.saturating_sub(written), freed)
 }
 
-/// Bytes that a file takes on disk: less than its size while parts of it were never written.
-#[cfg(unix)]
-fn allocated(path: &Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    Some(fs::metadata(path).ok()?.blocks() * 512)
-}
-
-#[cfg(not(unix))]
-fn allocated(path: &Path) -> Option<u64> {
-    Some(fs::metadata(path).ok()?.len())
-}
-
-/// Bytes free for us; `None` where the system does not say.
-#[cfg(unix)]
-fn available(dir: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(dir).ok()?;
-    stat.f_bavail.checked_mul(stat.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn available(_: &Path) -> Option<u64> {
-    None
-}
-
-/// Makes renames durable; only unix lets a directory be synced.
-fn sync_directory(file: &Path) -> Result<(), Error> {
-    if cfg!(unix) {
-        let dir = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let opened = fs::File::open(dir).map_err(Error::io("open", dir))?;
-        opened.sync_all().map_err(Error::io("sync", dir))?;
-    }
-    Ok(())
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fathom_gguf::{DType, Layout, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, Completeness};
+use crate::journal::unfinished;
 use crate::options::Options;
 use crate::recipe::{self, Family, FilePlan, Plan, Planned, Release};
 use crate::transcode::quantize::{built_in, missing_quantizer};
@@ -51,7 +52,7 @@ pub struct Output {
 impl Output {
     /// The names while the files are being written.
     pub(crate) fn unfinished(&self) -> Vec<PathBuf> {
-        self.paths.iter().map(|path| suffixed(path, "part")).collect()
+        self.paths.iter().map(|path| unfinished(path)).collect()
     }
 }
 
@@ -63,12 +64,33 @@ pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// `OUT.gguf` -> `OUT.draft.gguf`; any other name gets `.draft.gguf` appended.
+/// `OUT.gguf` -> `OUT.draft.gguf`.
 pub fn draft_path(output: &Path) -> PathBuf {
-    match output.extension() {
-        Some(extension) if extension == "gguf" => output.with_extension("draft.gguf"),
-        _ => suffixed(output, "draft.gguf"),
+    output.with_extension("draft.gguf")
+}
+
+/// Names under which no two conversions meet: the files of one are all derived from its own, and none of them is a name that
+/// another one may be given.
+fn check_name(output: &Path) -> Result<(), Error> {
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let bad = |problem, instead: String| Err(Error::OutputName { path: output.into(), problem, instead });
+    let Some(stem) = name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()) else {
+        return bad(
+            "does not end in `.gguf`",
+            format!("call it `{}`", output.with_file_name(format!("{name}.gguf")).display()),
+        );
+    };
+    if let Some(model) = stem.strip_suffix(".draft") {
+        let instead = format!("give the model's name, such as `{model}.gguf`: its draft is written beside it");
+        return bad("is the name of a draft file", instead);
     }
+    if fathom_gguf::is_shard_name(output) {
+        return bad(
+            "is the name of one of several shards",
+            "give a name without number: `--split-max-size` numbers the files".into(),
+        );
+    }
+    Ok(())
 }
 
 /// Opens the checkpoint, plans and lays out the output.
@@ -76,6 +98,7 @@ pub fn draft_path(output: &Path) -> PathBuf {
 /// # Errors
 /// Anything that is wrong with the checkpoint or the choices; nothing has been written.
 pub fn prepare(options: &Options, completeness: Completeness) -> Result<Prepared, Error> {
+    check_name(&options.output)?;
     let checkpoint = Checkpoint::open(&options.checkpoint, completeness)?;
     let recipe = recipe::for_config(checkpoint.config())?;
     let mut picker = Picker { options, checkpoint: &checkpoint, scales: HashMap::new(), warnings: Vec::new() };
@@ -200,10 +223,29 @@ mod tests {
 
     #[test]
     fn drafts_are_named_after_their_model() {
-        for (output, draft) in
-            [("m/flash.gguf", "m/flash.draft.gguf"), ("v4.1", "v4.1.draft.gguf"), ("x", "x.draft.gguf")]
-        {
+        for (output, draft) in [("m/flash.gguf", "m/flash.draft.gguf"), ("v4.1.gguf", "v4.1.draft.gguf")] {
             assert_eq!(draft_path(Path::new(output)), Path::new(draft));
+        }
+    }
+
+    #[test]
+    fn names_that_would_meet_those_of_another_conversion_are_refused() {
+        for good in ["m.gguf", "a/v4.1.gguf", "draft.gguf", "m-00001.gguf", "m-1-of-2.gguf"] {
+            check_name(Path::new(good)).unwrap();
+        }
+        for (bad, hint) in [
+            ("a/m", "call it `a/m.gguf`"),
+            ("m.bin", "call it `m.bin.gguf`"),
+            ("m.GGUF", "call it `m.GGUF.gguf`"),
+            ("m.draft.gguf", "such as `m.gguf`"),
+            ("m-00001-of-00002.gguf", "a name without number"),
+        ] {
+            let error = check_name(Path::new(bad)).unwrap_err();
+            assert!(error.to_string().contains(&format!("`{bad}`")), "{error}");
+            assert!(error.hint().unwrap().contains(hint), "{:?}", error.hint());
+        }
+        for nothing in [".gguf", "..", "/"] {
+            assert!(check_name(Path::new(nothing)).is_err(), "{nothing}");
         }
     }
 }

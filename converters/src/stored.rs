@@ -42,6 +42,26 @@ pub(crate) struct Recorded {
     pub(crate) lossless: bool,
 }
 
+/// Where a converted model lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A file, or any shard of one; its draft lies beside it under the name that it records.
+    Path(PathBuf),
+    /// Files whose names say nothing, as stores keep them.
+    Files {
+        /// All shards, in any order.
+        weights: Vec<PathBuf>,
+        /// The draft's file.
+        draft: Option<PathBuf>,
+    },
+}
+
+impl<P: Into<PathBuf>> From<P> for Location {
+    fn from(path: P) -> Location {
+        Location::Path(path.into())
+    }
+}
+
 /// Whether the draft has to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DraftFile {
@@ -50,8 +70,16 @@ pub(crate) enum DraftFile {
 }
 
 impl Stored {
-    pub(crate) fn open(path: &Path, draft: DraftFile) -> Result<Stored, Error> {
-        let trunk = File::open(path)?;
+    pub(crate) fn open(location: &Location, draft: DraftFile) -> Result<Stored, Error> {
+        let trunk = match location {
+            Location::Path(path) => File::open(path)?,
+            Location::Files { weights, .. } => File::open_shards(weights)?,
+        };
+        let path = match location {
+            Location::Path(path) => path.clone(),
+            Location::Files { .. } => trunk.path().to_path_buf(),
+        };
+        let path = path.as_path();
         let keys = trunk.metadata();
         let not_ours = |reason: String| Error::NotOurs { path: path.into(), reason };
         if !keys.contains(FORMAT_VERSION) {
@@ -60,6 +88,9 @@ impl Stored {
         let version = keys.u32(FORMAT_VERSION)?;
         if version != FORMAT {
             return Err(not_ours(format!("its `{FORMAT_VERSION}` is {version}, this program knows {FORMAT}")));
+        }
+        if is_draft(keys) {
+            return Err(Error::DraftGiven { path: path.into(), model: model_of(path, &trunk) });
         }
         let mut json = Vec::new();
         for (name, key, _) in JSON_FILES {
@@ -75,10 +106,17 @@ impl Stored {
         if let Some(name) = files[0].1.metadata().opt_str(DRAFT_FILE)? {
             let beside = beside(path, name)
                 .ok_or_else(|| not_ours(format!("`{DRAFT_FILE}` is `{name}`, no plain file name")))?;
-            match beside.exists() {
-                true => files.push((beside.clone(), File::open(&beside)?)),
-                false if draft == DraftFile::Required => return Err(Error::MissingDraft { path: beside }),
-                false => {}
+            let found = match location {
+                Location::Path(_) => beside.exists().then(|| beside.clone()),
+                Location::Files { draft, .. } => draft.clone(),
+            };
+            match (found, location) {
+                (Some(found), _) => files.push((found.clone(), File::open(&found)?)),
+                (None, _) if draft == DraftFile::IfThere => {}
+                (None, Location::Path(_)) => return Err(Error::MissingDraft { path: beside, in_store: false }),
+                (None, Location::Files { .. }) => {
+                    return Err(Error::MissingDraft { path: name.into(), in_store: true });
+                }
             }
         }
 
@@ -193,6 +231,25 @@ fn scale_rows(encoding: Encoding, rows: u64) -> u64 {
         Encoding::Fp8 => rows.div_ceil(crate::transcode::fp8::BLOCK),
         _ => rows,
     }
+}
+
+/// Whether a converted file holds draft blocks and not a model.
+fn is_draft(keys: &Metadata) -> bool {
+    let draft_blocks = |names: &fathom_gguf::Strings| names.iter().any(|name| name.starts_with("mtp."));
+    keys.strings(NAMES).is_ok_and(draft_blocks)
+}
+
+/// The model that names `draft` as its draft, if it lies in the same folder.
+fn model_of(path: &Path, draft: &File) -> Option<PathBuf> {
+    let name = draft.path().file_name()?.to_str()?;
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "gguf"));
+    files.sort();
+    let names_it = |file: &File| file.metadata().opt_str(DRAFT_FILE).ok().flatten() == Some(name);
+    let found = files.into_iter().find(|file| File::open(file).is_ok_and(|file| names_it(&file)))?;
+    Some(path.with_file_name(found.file_name()?))
 }
 
 fn beside(path: &Path, name: &str) -> Option<PathBuf> {

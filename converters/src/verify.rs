@@ -13,14 +13,14 @@ use crate::options::thread_count;
 use crate::pipeline::hash_files;
 use crate::progress::{Phase, Progress};
 use crate::slab::{Conversion, Scratch, Sha, Slab, hex};
-use crate::stored::{DraftFile, Stored};
+use crate::stored::{DraftFile, Location, Stored};
 use crate::workers::{self, Event};
 
 /// What to verify.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {
-    /// The model's file.
-    pub model: PathBuf,
+    /// The model.
+    pub model: Location,
     /// The checkpoint to compare with.
     pub against: Option<PathBuf>,
     /// Worker threads; 0 = two for each core.

@@ -45,7 +45,7 @@ fn export_names_lossy_tensors_and_verify_counts_them() {
     let error = export(&ExportOptions::new(place.output(), place.dir.path().join("back")), &mut Silent).unwrap_err();
     let message = error.to_string();
     assert!(matches!(error, Error::Lossy { .. }) && message.contains("`blk.0.attn_q_a.weight` (f16)"), "{message}");
-    let options = VerifyOptions { model: place.output(), against: Some(place.checkpoint()), threads: 1 };
+    let options = VerifyOptions { model: place.output().into(), against: Some(place.checkpoint()), threads: 1 };
     let report = verify(&options, &mut Silent).unwrap();
     assert!(report.lossy > 0 && report.verified > 0, "{report:?}");
     assert_eq!(report.compared, Some(report.lossy + report.verified));

@@ -3,7 +3,7 @@
 use std::fs;
 
 use fathom_converters::synthetic::Spec;
-use fathom_converters::{Dense, Error, Options, Phase, Progress, Silent, convert};
+use fathom_converters::{Dense, Error, Options, Phase, Progress, Silent, VerifyOptions, convert, verify};
 use fathom_gguf::File;
 
 use crate::support::{Place, sum};
@@ -153,4 +153,131 @@ fn a_kill_between_the_last_sync_and_the_renames_is_finished() {
     fs::write(place.dir.path().join("model.gguf.journal"), format!("{head}\n{{\"finished\":true}}\n")).unwrap();
     convert(&options(&place), &mut Silent).unwrap();
     assert_eq!((sum(&trunk), sum(&draft)), sums);
+}
+
+/// A conversion cut into shards of some 100 KB, stopped half way.
+fn stopped_split(place: &Place, split: u64) {
+    let split = Options { split_max_bytes: Some(split), ..options(place) };
+    convert(&split, &mut StopAfter::bytes(900_000)).unwrap_err();
+    assert!(
+        place.listing().iter().any(|name| name.contains("-of-") && name.ends_with(".part")),
+        "{:?}",
+        place.listing()
+    );
+}
+
+#[test]
+fn giving_up_a_split_leaves_nothing_of_it_and_everything_else() {
+    let spec = Spec::tiny();
+    let expected = expected(&spec);
+    for again in [None, Some(300_000)] {
+        let place = Place::new(&spec);
+        // Files of the user, named as ours could be: nothing of an abandoned attempt.
+        let mine = ["model-00001-of-00099.gguf.part", "model.gguf.part", "model-00002-of-00099.gguf", "notes.part"];
+        if again.is_some() {
+            mine.iter().for_each(|name| fs::write(place.dir.path().join(name), b"mine").unwrap());
+        }
+        stopped_split(&place, 100_000);
+        convert(&Options { split_max_bytes: again, force: true, ..options(&place) }, &mut Silent).unwrap();
+        let left = place.listing();
+        match again {
+            None => {
+                assert_eq!(left, ["model.draft.gguf", "model.gguf"]);
+                assert_eq!((sum(&place.output()), sum(&place.dir.path().join("model.draft.gguf"))), expected);
+            }
+            Some(_) => {
+                let ours = |name: &&String| !mine.contains(&name.as_str());
+                let count = left.iter().filter(ours).find_map(|name| name.strip_prefix("model-00001-of-")).unwrap();
+                let of_this_cut = |name: &String| name.ends_with(count) || name.starts_with("model.draft");
+                assert!(left.iter().filter(ours).all(of_this_cut), "{left:?}");
+                for name in mine {
+                    assert_eq!(fs::read(place.dir.path().join(name)).unwrap(), b"mine", "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_padding_of_an_abandoned_conversion_does_not_get_into_the_next() {
+    let spec = Spec::tiny();
+    let place = Place::new(&spec);
+    convert(&Options { name: Some("other name".into()), ..options(&place) }, &mut StopAfter::bytes(900_000))
+        .unwrap_err();
+    // What lies between tensors is never written, so it has to be what a new file has there.
+    let part = place.dir.path().join("model.gguf.part");
+    let bytes = fs::metadata(&part).unwrap().len();
+    fs::write(&part, vec![0xA5; bytes as usize]).unwrap();
+    let forced = Options { name: Some("checkpoint".into()), force: true, ..options(&place) };
+    convert(&forced, &mut Silent).unwrap();
+    assert_eq!((sum(&place.output()), sum(&place.dir.path().join("model.draft.gguf"))), expected(&spec));
+}
+
+#[test]
+fn files_called_like_unfinished_ones_are_not_overwritten() {
+    let place = Place::new(&Spec::tiny());
+    let download = place.dir.path().join("model.gguf.part");
+    fs::write(&download, b"half of a download").unwrap();
+    let error = convert(&options(&place), &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Exists { .. }), "{error}");
+    assert_eq!(place.listing(), ["model.gguf.part"]);
+    fs::remove_file(&download).unwrap();
+    let journal = place.dir.path().join("model.gguf.journal");
+    fs::write(&journal, b"my diary").unwrap();
+    for force in [false, true] {
+        let error = convert(&Options { force, ..options(&place) }, &mut Silent).unwrap_err();
+        assert!(matches!(error, Error::NoJournal { .. }), "{error}");
+    }
+    assert_eq!(fs::read(&journal).unwrap(), b"my diary");
+}
+
+/// In the middle of one conversion, begins others.
+struct Meanwhile<F: FnMut()> {
+    begin: Option<F>,
+}
+
+impl<F: FnMut()> Progress for Meanwhile<F> {
+    fn begin(&mut self, phase: Phase, _: u64) {
+        if phase == Phase::Converting
+            && let Some(mut begin) = self.begin.take()
+        {
+            begin();
+        }
+    }
+    fn advance(&mut self, _: u64) {}
+    fn warn(&mut self, _: &str) {}
+}
+
+#[test]
+fn two_conversions_at_once_exclude_each_other_or_never_meet() {
+    let spec = Spec::tiny();
+    let place = Place::new(&spec);
+    let named = |name: &str| Options {
+        output: place.dir.path().join(name),
+        name: Some("checkpoint".into()),
+        ..options(&place)
+    };
+    let mut met = false;
+    let begin = || {
+        for force in [false, true] {
+            let same = convert(&Options { force, ..named("m.gguf") }, &mut Silent);
+            assert!(matches!(same, Err(Error::Locked { .. })), "{same:?}");
+        }
+        // Names whose files would be called alike have no conversion at all.
+        for name in ["m", "m.draft.gguf", "m-00001-of-00002.gguf"] {
+            let other = convert(&Options { force: true, ..named(name) }, &mut Silent);
+            assert!(matches!(other, Err(Error::OutputName { .. })), "{name}: {other:?}");
+        }
+        convert(&named("n.gguf"), &mut Silent).unwrap();
+        met = true;
+    };
+    convert(&named("m.gguf"), &mut Meanwhile { begin: Some(begin) }).unwrap();
+    assert!(met);
+    for name in ["m.gguf", "n.gguf"] {
+        let model = place.dir.path().join(name).into();
+        let report =
+            verify(&VerifyOptions { model, against: Some(place.checkpoint()), threads: 1 }, &mut Silent).unwrap();
+        assert_eq!((Some(report.verified), report.missing_draft), (report.compared, None), "{name}");
+    }
+    assert_eq!(place.listing(), ["m.draft.gguf", "m.gguf", "n.draft.gguf", "n.gguf"]);
 }

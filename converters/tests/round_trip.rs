@@ -208,7 +208,7 @@ fn export_needs_the_draft_and_does_not_overwrite() {
     let away = place.dir.path().join("elsewhere");
     fs::rename(&draft, &away).unwrap();
     let error = export(&ExportOptions::new(place.output(), &back), &mut Silent).unwrap_err();
-    assert!(matches!(&error, Error::MissingDraft { path } if *path == draft), "{error}");
+    assert!(matches!(&error, Error::MissingDraft { path, .. } if *path == draft), "{error}");
     let verified = verify(&verification(&place.output(), None), &mut Silent).unwrap();
     assert_eq!(verified.missing_draft.as_deref(), Some("model.draft.gguf"));
     fs::rename(&away, &draft).unwrap();

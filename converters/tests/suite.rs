@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod document;
+mod files;
+mod hostile;
 mod lossy;
 mod resume;
 mod round_trip;

@@ -29,6 +29,11 @@ typedef struct fathom_kernels {
 #define FATHOM_SCRATCH(op)     size_t (*op##_scratch_bytes)(const fathom_##op##_args * args, int32_t nth);
 #define FATHOM_PHASE(op, name) void (*name)(const fathom_##op##_args * args, int32_t ith, int32_t nth);
 #include "../ops/ops.def"
+    // What one core can do (simd/roof.c): n rounds of multiply-adds of floats, of bytes, which return how many that were;
+    // n floats read. sink: two numbers that the compiler does not know.
+    int64_t (*roof_fma)(int64_t n, float * sink);
+    int64_t (*roof_dot4)(int64_t n, float * sink);
+    void (*roof_read)(const float * data, int64_t n, float * sink);
 } fathom_kernels;
 
 // NULL if the set was not compiled in or this processor lacks it.

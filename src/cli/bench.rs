@@ -89,8 +89,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     let (model, engines) = (args.model.as_deref().context("no model was named")?, engines(&args, config)?);
-    let path = weights::locate(model, config)?;
-    let file = fathom_gguf::File::open(&path)?;
+    let file = weights::open(model, config)?;
+    let weights: Vec<PathBuf> = file.shards().map(Into::into).collect();
     let needs_deepseek =
         args.fill == Fill::Jump && file.metadata().opt_str("general.architecture")? != Some("deepseek4");
     ensure!(!needs_deepseek, "--fill jump needs a `deepseek4` model: other caches have no shape without their rows");
@@ -102,7 +102,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     ensure!(!args.nodes || engines.contains(&Kind::Native), "only engine `native` can show its nodes");
 
     let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
-        path: path.clone(),
+        weights: weights.clone(),
         engine: engine.to_string(),
         context,
         prompt: args.prompt,
@@ -138,7 +138,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let report = Report::new(&path, &args, rows, fill_check)?;
+    let report = Report::new(&weights[0], &args, rows, fill_check)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?

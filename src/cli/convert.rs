@@ -19,7 +19,7 @@ use crate::config::{Config, parse_bytes};
 pub struct Args {
     /// Directory of the checkpoint as published (config.json, tokenizer.json, *.safetensors)
     checkpoint: PathBuf,
-    /// File to write; draft blocks go beside it, to NAME.draft.gguf
+    /// File to write, NAME.gguf; draft blocks go beside it, to NAME.draft.gguf
     #[arg(short, long, value_name = "OUT.gguf")]
     output: PathBuf,
     /// FP8 matrices outside the experts: bf16 is lossless [default: bf16]

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 
 use super::settings::{self, EngineFlags};
-use super::{hint, progress, render};
+use super::{hint, progress, weights};
 use crate::chat::family::{Facts, for_model};
 use crate::completion::facts;
 use crate::config::Config;
@@ -141,7 +141,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     );
     let config = args.engine.applied(config)?;
     let (kind, settings) = settings::engine(&config)?;
-    let found = render::find(&args.model, &config)?;
+    let found = weights::model(&args.model, &config)?;
     let model = model(&args.model, &found, engine::plan::resolve(kind, &settings), args.f32)?;
     let family = match for_model(&facts(&found)) {
         // A text needs no format but for the token that it begins with.
@@ -218,7 +218,7 @@ fn reference(
     let kind = engine::plan::resolve(kind, settings);
     let exact = args.against_f32 || args.f32;
     Ok(Some(match &args.against {
-        Some(name) => self::model(name, &render::find(name, config)?, kind, exact)?,
+        Some(name) => self::model(name, &weights::model(name, config)?, kind, exact)?,
         None => Model { kind, exact, ..model.clone() },
     }))
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use fathom_converters::ExportOptions;
 
 use super::convert::{Bar, explained};
-use super::human;
+use super::{human, weights};
 use crate::config::{Config, parse_bytes};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The converted file; its draft file must be beside it
+    /// The converted model: its `.gguf` file with its draft beside it, or its name in the store
     model: PathBuf,
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
@@ -26,12 +26,12 @@ pub struct Args {
     force: bool,
 }
 
-pub fn run(args: Args, _config: &Config) -> anyhow::Result<()> {
+pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let options = ExportOptions {
         force: args.force,
         shard_bytes: args.shard_size,
         threads: args.threads,
-        ..ExportOptions::new(args.model, args.output)
+        ..ExportOptions::new(weights::location(&args.model, config)?, args.output)
     };
     let mut bar = Bar::default();
     let report = fathom_converters::export(&options, &mut bar).map_err(explained)?;

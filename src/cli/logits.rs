@@ -40,7 +40,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let config = args.engine.applied(config)?;
     let (kind, settings) = settings::engine(&config)?;
     let tokens = tokens(&args.tokens)?;
-    let path = weights::locate(&args.model, &config)?;
+    let model = weights::open(&args.model, &config)?;
     let chunk = args.chunk.map_or(DEFAULT_CHUNK, |n| n as usize).min(tokens.len());
     let settings = Settings {
         n_ctx: if settings.n_ctx == 0 { tokens.len() } else { settings.n_ctx },
@@ -61,9 +61,9 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write into `{}`", dir.display()))?;
 
     let mut engine = if args.f32 {
-        engine::load_f32(&path, dir, kind, &settings, &mut |_| true)?
+        engine::load_f32(&model, dir, kind, &settings, &mut |_| true)?
     } else {
-        engine::load(&path, kind, &settings, &mut |_| true)?
+        engine::load_file(&model, kind, &settings, &mut |_| true)?
     };
     ensure!(engine.info().support.logits, "this model gives embeddings, not logits");
     let info = engine.info();

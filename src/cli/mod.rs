@@ -1,7 +1,8 @@
 //! What users type: one file per verb, each with its `Args` and `run`.
 //!
 //! Verbs that speak about models talk to a server through [`crate::client`]; only `serve`, `convert`, `export`, `verify`,
-//! `render`, `logits`, `bench` and `eval` work in this process. Data goes to stdout; progress, warnings and errors go to stderr.
+//! `render`, `logits`, `bench`, `eval` and the `show` of a file work in this process ([`weights`] says what a name means there).
+//! Data goes to stdout; progress, warnings and errors go to stderr.
 //! Exit codes: 0 = done, 1 = failed (`error: ...` says why), 2 = the command line makes no sense.
 
 use std::process::ExitCode;

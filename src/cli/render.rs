@@ -6,14 +6,13 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use anyhow::Context;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde_json::json;
 
-use super::{connect, hint, weights};
+use super::{hint, weights};
 use crate::chat::family::{Facts, for_model};
 use crate::chat::{self, Arguments, Family, Prompt, RawJson, Request, Role, Think, Tool};
 use crate::completion::facts;
@@ -51,7 +50,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     })?;
 
     let named = wire.model.as_deref().filter(|name| !name.is_empty() && args.generation.is_none());
-    let model = args.model.as_deref().or(named).map(|name| find(name, config)).transpose()?;
+    let model = args.model.as_deref().or(named).map(|name| weights::model(name, config)).transpose()?;
     let chosen = args.generation.as_deref();
     let family = match &model {
         Some(model) => for_model(&Facts { chosen: chosen.or(facts(model).chosen), ..facts(model) }),
@@ -62,20 +61,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     print(&args, &family, &prompt, tokens.as_deref())
 }
 
-/// The model that is called `name`, or the `.gguf` file of that name.
-///
-/// # Errors
-/// There is none.
-pub(super) fn find(name: &str, config: &Config) -> anyhow::Result<Model> {
-    if connect::is_file_name(name) {
-        return Model::from_gguf(Path::new(name)).with_context(|| format!("cannot open `{name}`"));
-    }
-    weights::stored(name, config)
-}
-
 fn tokenize(model: &Model, prompt: &Prompt) -> anyhow::Result<Vec<TokenId>> {
-    let weights = model.weights.first().with_context(|| format!("`{}` has no weights", model.source))?;
-    let file = fathom_gguf::File::open(weights)?;
+    let file = weights::of(model)?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())
         .with_context(|| format!("cannot use the tokenizer of `{}`", model.source))?;
     Ok(tokenizer.encode_prompt(&prompt.text)?)

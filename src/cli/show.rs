@@ -1,6 +1,7 @@
 //! `fathom show`: what a model is.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -62,16 +63,24 @@ impl Part {
 }
 
 pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
-    let show = connect::with_server(config, async |client| {
-        let model = connect::model_name(&args.model, &client)?;
-        client.show(&model, args.verbose).await.map_err(connect::explained)
-    })?;
+    let show = match connect::is_file_name(&args.model) {
+        true => of_file(Path::new(&args.model), args.verbose)?,
+        false => connect::with_server(config, async |client| {
+            client.show(&args.model, args.verbose).await.map_err(connect::explained)
+        })?,
+    };
     let mut out = io::stdout().lock();
     match args.part.of(&show) {
         Some(text) => write!(out, "{text}{}", if text.ends_with('\n') || text.is_empty() { "" } else { "\n" })?,
         None => overview(&show, args.verbose, &mut out)?,
     }
     Ok(())
+}
+
+/// A file is described without a server, in the words of one.
+fn of_file(path: &Path, verbose: bool) -> anyhow::Result<Show> {
+    let answer = crate::api::ollama::show::of_file(path, verbose)?;
+    Ok(serde_json::from_value(serde_json::to_value(answer)?)?)
 }
 
 /// Every section that has something in it.

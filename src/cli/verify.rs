@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use fathom_converters::VerifyOptions;
 
 use super::convert::{Bar, explained};
+use super::weights;
 use crate::config::Config;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The converted file
+    /// The converted model: its `.gguf` file, or its name in the store
     model: PathBuf,
     /// Checkpoint to compare with, tensor by tensor
     #[arg(long, value_name = "DIR")]
@@ -19,13 +20,14 @@ pub struct Args {
     threads: usize,
 }
 
-pub fn run(args: Args, _config: &Config) -> anyhow::Result<()> {
-    let options = VerifyOptions { model: args.model, against: args.against, threads: args.threads };
+pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
+    let options =
+        VerifyOptions { model: weights::location(&args.model, config)?, against: args.against, threads: args.threads };
     let mut bar = Bar::default();
     let report = fathom_converters::verify(&options, &mut bar).map_err(explained)?;
     bar.clear();
     if let Some(draft) = &report.missing_draft {
-        eprintln!("warning: the draft file `{draft}` is not beside the model and was not checked");
+        eprintln!("warning: the draft file `{draft}` is not with the model and was not checked");
     }
     println!("{} released tensors come back byte for byte", report.verified);
     if report.lossy > 0 {

@@ -1,9 +1,11 @@
-//! From what a user calls a model to a file of weights, for the verbs that load one in this process.
+//! From what a user calls a model to its files, for the verbs that open one in this process.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use fathom_converters::Location;
+use fathom_gguf::File;
 
 use super::{connect, hint, progress};
 use crate::config::Config;
@@ -14,7 +16,7 @@ use crate::store::{self, Model, Name, Store};
 ///
 /// # Errors
 /// There is none.
-pub(super) fn stored(text: &str, config: &Config) -> anyhow::Result<Model> {
+fn stored(text: &str, config: &Config) -> anyhow::Result<Model> {
     let store = Store::open(&config.models)?;
     let name = store.resolve(&Name::parse(text)?);
     if bundled::is_name(&name) {
@@ -36,15 +38,62 @@ fn explained(error: CreateError) -> anyhow::Error {
     }
 }
 
-/// `text` is a file when it looks or turns out like one, and the name of a stored model otherwise.
+/// What a name turns out to mean.
+enum Named {
+    File(PathBuf),
+    Installed(Box<Model>),
+}
+
+/// A file when it looks or turns out like one, and a model of the store otherwise.
+fn resolve(text: &Path, config: &Config) -> anyhow::Result<Named> {
+    let name = match text.to_str() {
+        Some(name) if !connect::is_file_name(name) && !name.starts_with(['/', '.', '~']) && !text.is_file() => name,
+        _ => return Ok(Named::File(text.to_path_buf())),
+    };
+    Ok(Named::Installed(Box::new(stored(name, config)?)))
+}
+
+/// The model with everything that is known about it.
 ///
 /// # Errors
-/// There is no such model, or it has no weights of its own.
-pub(super) fn locate(text: &str, config: &Config) -> anyhow::Result<PathBuf> {
-    let path = Path::new(text);
-    if path.extension().is_some_and(|extension| extension == "gguf") || path.is_file() {
-        return Ok(path.to_owned());
+/// There is no such model, or it cannot be read.
+pub(super) fn model(text: &str, config: &Config) -> anyhow::Result<Model> {
+    match resolve(Path::new(text), config)? {
+        Named::File(path) => Model::from_gguf(&path).with_context(|| format!("cannot open `{text}`")),
+        Named::Installed(model) => Ok(*model),
     }
-    let model = stored(text, config)?;
-    model.weights.into_iter().next().with_context(|| format!("model `{text}` has no weights"))
+}
+
+/// The model's weights, opened.
+///
+/// # Errors
+/// As [`model`], and when it has none.
+pub(super) fn open(text: &str, config: &Config) -> anyhow::Result<File> {
+    match resolve(Path::new(text), config)? {
+        Named::File(path) => Ok(File::open(path)?),
+        Named::Installed(model) => of(&model),
+    }
+}
+
+/// The weights of a model, opened.
+///
+/// # Errors
+/// It has none, or they cannot be read.
+pub(super) fn of(model: &Model) -> anyhow::Result<File> {
+    anyhow::ensure!(!model.weights.is_empty(), "model `{}` has no weights", model.source);
+    Ok(File::open_shards(&model.weights)?)
+}
+
+/// Where the converters find the model and its draft.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn location(text: &Path, config: &Config) -> anyhow::Result<Location> {
+    match resolve(text, config)? {
+        Named::File(path) => Ok(Location::Path(path)),
+        Named::Installed(model) => {
+            anyhow::ensure!(!model.weights.is_empty(), "model `{}` has no weights", model.source);
+            Ok(Location::Files { weights: model.weights, draft: model.draft })
+        }
+    }
 }

@@ -36,12 +36,17 @@ impl Target {
             return Err(Error::Adapter { model: model.source.to_string() });
         }
         let family = Arc::new(chat::family::for_model(&facts(&model))?);
-        let weights =
-            model.weights.first().cloned().ok_or_else(|| Error::NoWeights { model: model.source.to_string() })?;
+        let Some(weights) = model.weights.first().cloned() else {
+            return Err(Error::NoWeights { model: model.source.to_string() });
+        };
         let spec = ModelSpec {
             name: model.source.to_string(),
             digest: model.digest.to_string(),
-            loader: Arc::new(FileLoader { path: weights.clone(), kind: runtime.kind, script: runtime.script.clone() }),
+            loader: Arc::new(FileLoader {
+                shards: model.weights.clone(),
+                kind: runtime.kind,
+                script: runtime.script.clone(),
+            }),
             weights,
             kind: runtime.kind,
             settings: runtime.settings.clone(),
@@ -77,9 +82,10 @@ pub fn facts(model: &Model) -> chat::family::Facts<'_> {
     }
 }
 
-/// A GGUF file and the engine that is to run it.
+/// A GGUF model and the engine that is to run it.
 struct FileLoader {
-    path: PathBuf,
+    /// Its files: one, or all shards.
+    shards: Vec<PathBuf>,
     kind: Kind,
     script: Option<Script>,
 }
@@ -97,8 +103,10 @@ impl FileLoader {
             (None, Some(path)) => Script::read(path)?,
             (None, None) => Script::default(),
         };
-        let failed =
-            |error: crate::tokens::Error| engine::Error::Load { path: self.path.clone(), reason: error.to_string() };
+        let failed = |error: crate::tokens::Error| engine::Error::Load {
+            path: file.path().to_owned(),
+            reason: error.to_string(),
+        };
         let tokenizer = Tokenizer::from_gguf(file.metadata()).map_err(failed)?;
         script.resolve(|text| tokenizer.encode(text, Specials::Parse)).map_err(failed)?;
         Ok(Some(script))
@@ -107,7 +115,7 @@ impl FileLoader {
 
 impl Loader for FileLoader {
     fn plan(&self, settings: &engine::Settings, available_bytes: u64) -> Result<Plan, engine::Error> {
-        let file = fathom_gguf::File::open(&self.path)?;
+        let file = fathom_gguf::File::open_shards(&self.shards)?;
         match self.script(&file, settings)? {
             Some(script) => scripted::plan(&script, &engine::scripted_model(&file)?, settings, available_bytes),
             None => engine::plan(&file, self.kind, settings, available_bytes),
@@ -115,18 +123,18 @@ impl Loader for FileLoader {
     }
 
     fn engine(&self, settings: &engine::Settings, on_progress: Progress) -> Result<Box<dyn Engine>, engine::Error> {
-        let file = fathom_gguf::File::open(&self.path)?;
+        let file = fathom_gguf::File::open_shards(&self.shards)?;
         match self.script(&file, settings)? {
             Some(script) => {
                 let model = engine::scripted_model(&file)?;
                 Ok(Box::new(Scripted::load(script, &model, settings, on_progress)?))
             }
-            None => engine::load(&self.path, self.kind, settings, on_progress),
+            None => engine::load_file(&file, self.kind, settings, on_progress),
         }
     }
 
     fn tokenizer(&self) -> Result<Arc<Tokenizer>, crate::tokens::Error> {
-        let file = fathom_gguf::File::open(&self.path)?;
+        let file = fathom_gguf::File::open_shards(&self.shards)?;
         Ok(Arc::new(Tokenizer::from_gguf(file.metadata())?))
     }
 }

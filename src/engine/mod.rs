@@ -40,32 +40,48 @@ pub use plan::{Plan, plan, scripted_model};
 /// [`Error::NotBuilt`], [`Error::Load`] when the file is not one that the engine can run, [`Error::Memory`] when it does
 /// not fit, [`Error::Aborted`] when `on_progress` said so.
 pub fn load(path: &Path, kind: Kind, settings: &Settings, on_progress: Progress) -> Result<Box<dyn Engine>, Error> {
-    let file = fathom_gguf::File::open(path)?;
-    let plan = plan(&file, kind, settings, machine::available_bytes())?;
+    load_file(&fathom_gguf::File::open(path)?, kind, settings, on_progress)
+}
+
+/// As [`load`], for a file that is open already: its shards may have any names.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_file(
+    file: &fathom_gguf::File,
+    kind: Kind,
+    settings: &Settings,
+    on_progress: Progress,
+) -> Result<Box<dyn Engine>, Error> {
+    let plan = plan(file, kind, settings, machine::available_bytes())?;
     tracing::info!("{plan}");
     let settings = plan.apply(settings);
     match plan.kind {
         #[cfg(feature = "llama")]
-        Kind::Llama => Ok(Box::new(llama::Llama::load(&file, &settings, on_progress)?)),
+        Kind::Llama => Ok(Box::new(llama::Llama::load(file, &settings, on_progress)?)),
+        // Opened again, because this engine keeps its file: the mapped pages are the same.
         #[cfg(feature = "native")]
-        Kind::Native => Ok(Box::new(native::Native::load(file, &settings, on_progress)?)),
+        Kind::Native => {
+            let own = fathom_gguf::File::open_shards(&file.shards().collect::<Vec<_>>())?;
+            Ok(Box::new(native::Native::load(own, &settings, on_progress)?))
+        }
         _ => Ok(Box::new(scripted::Scripted::load(
             plan::script(&settings)?,
-            &plan::scripted_model(&file)?,
+            &plan::scripted_model(file)?,
             &settings,
             on_progress,
         )?)),
     }
 }
 
-/// As [`load`], but nothing is rounded below F32: every weight that is multiplied is expanded (by `native` in memory, for `llama` in a
-/// temporary copy of the file in `dir`), the cache is F32, and neither flash attention nor repacked weights are used.
+/// As [`load_file`], but nothing is rounded below F32: every weight that is multiplied is expanded (by `native` in memory, for `llama` in
+/// a temporary copy of the file in `dir`), the cache is F32, and neither flash attention nor repacked weights are used.
 ///
 /// # Errors
 /// Those of [`load`], and [`Error::Disk`] or [`Error::Memory`] with the size of the copy.
 #[cfg_attr(not(feature = "llama"), expect(unused_variables, reason = "no engine of this build has weights"))]
 pub fn load_f32(
-    path: &Path,
+    file: &fathom_gguf::File,
     dir: &Path,
     kind: Kind,
     settings: &Settings,
@@ -80,11 +96,10 @@ pub fn load_f32(
     };
     match plan::resolve(kind, &exact) {
         #[cfg(feature = "native")]
-        Kind::Native => load(path, kind, &Settings { exact: true, ..exact }, on_progress),
+        Kind::Native => load_file(file, kind, &Settings { exact: true, ..exact }, on_progress),
         #[cfg(feature = "llama")]
         Kind::Llama => {
-            let source = fathom_gguf::File::open(path)?;
-            let copy = llama::F32Copy::make(&source, dir, &mut |part| on_progress(part * 0.5))?;
+            let copy = llama::F32Copy::make(file, dir, &mut |part| on_progress(part * 0.5))?;
             // The engine maps the copy, which lives as long as the mapping, with or without a name.
             load(copy.path(), kind, &exact, &mut |part| on_progress(0.5 + part * 0.5))
         }

@@ -197,7 +197,13 @@ fn load(job: &Job<'_>, model: &Model, n_ctx: usize, watch: &mut dyn Watch) -> Re
         true
     };
     let engine = match model.exact {
-        true => engine::load_f32(&model.path, &job.scratch, model.kind, &settings, &mut on_progress)?,
+        true => engine::load_f32(
+            &fathom_gguf::File::open(&model.path)?,
+            &job.scratch,
+            model.kind,
+            &settings,
+            &mut on_progress,
+        )?,
         false => engine::load(&model.path, model.kind, &settings, &mut on_progress)?,
     };
     let info = engine.info();

@@ -8,7 +8,13 @@
 //! its input: they panic.
 
 mod expert_ffn;
+mod gather_attention;
+mod index_topk;
+mod kv_compress;
 mod moe_route;
+mod norm_rope;
+mod roof;
+mod step;
 #[expect(
     unsafe_code,
     non_camel_case_types,
@@ -18,7 +24,13 @@ mod moe_route;
 pub mod sys;
 
 pub use expert_ffn::{ElementType, ExpertFfn, Experts, expert_ffn};
+pub use gather_attention::{GatherAttention, gather_attention, gather_attention_commit};
+pub use index_topk::{IndexTopk, Selected, index_topk};
+pub use kv_compress::{KvCompress, Pending, kv_compress};
 pub use moe_route::{MoeRoute, Policy, Routed, Routing, moe_route};
+pub use norm_rope::{NormRope, norm_rope};
+pub use roof::Roof;
+pub use step::{Rope, RowBuffer, RowFormat, RowType, Segments, Step};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,6 +157,24 @@ impl Scratch {
 
     fn as_mut_ptr(&mut self) -> *mut std::ffi::c_void {
         self.0.as_mut_ptr().cast()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&self.0[..])
+    }
+}
+
+/// Memory that one call after another can use.
+#[derive(Default)]
+pub struct Workspace(Option<Scratch>);
+
+impl Workspace {
+    /// At least `bytes`: what there is if it suffices. New memory is NaN in every float type.
+    fn at_least(&mut self, bytes: usize) -> *mut std::ffi::c_void {
+        if self.0.as_ref().is_none_or(|scratch| scratch.bytes() < bytes) {
+            self.0 = Some(Scratch::new(bytes));
+        }
+        self.0.as_mut().expect("just made").as_mut_ptr()
     }
 }
 

@@ -317,6 +317,9 @@ pub struct fathom_kernels {
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_gather_attention_args, ith: i32, nth: i32)>,
     pub gather_attention_commit:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_gather_attention_args, ith: i32, nth: i32)>,
+    pub roof_fma: ::std::option::Option<unsafe extern "C" fn(n: i64, sink: *mut f32) -> i64>,
+    pub roof_dot4: ::std::option::Option<unsafe extern "C" fn(n: i64, sink: *mut f32) -> i64>,
+    pub roof_read: ::std::option::Option<unsafe extern "C" fn(data: *const f32, n: i64, sink: *mut f32)>,
 }
 unsafe extern "C" {
     pub fn fathom_kernels_for(isa: i32) -> *const fathom_kernels;

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fathom_gguf::{File, Layout, TensorInfo, Writer};
+use fathom_converters::metadata::{DRAFT_FILE, DRAFT_SHA256};
+use fathom_gguf::{File, Layout, Metadata, TensorInfo, Writer};
 
 use super::checkpoint;
 use super::create::{Error, Event, Events, Parts, tell};
@@ -65,16 +66,13 @@ pub(super) fn gguf_layers(
         match File::open_shards(&[&path]) {
             Ok(file) => layers.push(Layer::new(kind_of(&Header::read(&file), expected), *digest, size)),
             // A shard alone is no model.
-            Err(fathom_gguf::Error::ShardKey { .. }) => shards.push((name.clone(), path)),
+            Err(fathom_gguf::Error::ShardKey { .. }) => shards.push(path),
             Err(source) => return Err(Error::NotGguf { file: name.clone(), source }),
         }
     }
     if !shards.is_empty() {
-        // Names say the order (`-00001-of-00003`); opening checks it against what the files say themselves.
-        shards.sort();
-        let paths: Vec<PathBuf> = shards.into_iter().map(|(_, path)| path).collect();
-        let file = File::open_shards(&paths).map_err(Error::Shards)?;
-        layers.insert(0, merged(store, &file, events)?);
+        let file = File::open_shards(&shards).map_err(Error::Shards)?;
+        layers.insert(0, merged(store, &file, file.metadata().clone(), expected, events)?);
     }
     Ok(layers)
 }
@@ -95,20 +93,31 @@ pub(super) fn from_path(store: &Store, path: &Path, events: &mut Events<'_>) -> 
     }
     tell(events, Event::ParsingGguf)?;
     let file = File::open(path).map_err(|source| Error::BadPath { path: path.to_path_buf(), source })?;
-    let mut layers = vec![if file.shards().len() > 1 {
-        merged(store, &file, events)?
+    let mut metadata = file.metadata().clone();
+    let mut draft_layer = None;
+    if let Some(draft) = draft_beside(path, &file) {
+        let opened = File::open(&draft).map_err(|source| Error::BadPath { path: draft.clone(), source })?;
+        draft_layer = Some(if opened.shards().len() > 1 {
+            let layer = merged(store, &opened, opened.metadata().clone(), Kind::Draft, events)?;
+            // The model knows its draft by the checksum of its file, which is another one now.
+            metadata.insert(DRAFT_SHA256, layer.digest.map_or_else(String::new, |digest| digest.hex()));
+            layer
+        } else {
+            linked(store, &draft, Kind::Draft, events)?
+        });
+    }
+    let mut layers = vec![if file.shards().len() > 1 || metadata != *file.metadata() {
+        merged(store, &file, metadata, Kind::Model, events)?
     } else {
         linked(store, path, Kind::Model, events)?
     }];
-    if let Some(draft) = draft_beside(path, &file) {
-        layers.push(linked(store, &draft, Kind::Draft, events)?);
-    }
+    layers.extend(draft_layer);
     with_config(store, layers)
 }
 
 /// The draft file that a converted model names, if it lies beside it.
 fn draft_beside(path: &Path, file: &File) -> Option<PathBuf> {
-    let name = file.metadata().opt_str("fathom.draft.file").ok()??;
+    let name = file.metadata().opt_str(DRAFT_FILE).ok()??;
     // A name from a file: it may only be a name.
     let plain = Path::new(name).file_name().is_some_and(|only| only == name);
     let draft = path.parent()?.join(name);
@@ -144,8 +153,8 @@ fn linked(store: &Store, path: &Path, kind: Kind, events: &mut Events<'_>) -> Re
     Ok(Layer::new(kind, digest, bytes))
 }
 
-/// All shards as one file: content-addressed blobs have no names that could tell their order.
-fn merged(store: &Store, file: &File, events: &mut Events<'_>) -> Result<Layer, Error> {
+/// All shards as one file, with these keys: one blob is what every program that reads such a store can open.
+fn merged(store: &Store, file: &File, metadata: Metadata, kind: Kind, events: &mut Events<'_>) -> Result<Layer, Error> {
     let tensors = file
         .tensors()
         .iter()
@@ -153,7 +162,7 @@ fn merged(store: &Store, file: &File, events: &mut Events<'_>) -> Result<Layer, 
         .collect::<Result<Vec<_>, _>>()
         .map_err(Error::Merge)?;
     // The keys of the split are dropped and the alignment is kept by the layout.
-    let layout = Layout::new(file.metadata().clone(), tensors, None).map_err(Error::Merge)?;
+    let layout = Layout::new(metadata, tensors, None).map_err(Error::Merge)?;
     let folder = store.scratch()?;
     let path = folder.path().join("model.gguf");
     let writer = Writer::create(&layout, std::slice::from_ref(&path)).map_err(Error::Merge)?;
@@ -165,7 +174,7 @@ fn merged(store: &Store, file: &File, events: &mut Events<'_>) -> Result<Layer, 
     }
     writer.sync().map_err(Error::Merge)?;
     let (digest, bytes) = store.adopt(&path, &mut |_| {})?;
-    Ok(Layer::new(Kind::Model, digest, bytes))
+    Ok(Layer::new(kind, digest, bytes))
 }
 
 /// The config that the weights imply.

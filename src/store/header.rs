@@ -73,17 +73,18 @@ impl Header {
 }
 
 impl Store {
-    /// The header of a model's weights, read when it is first asked for. `digests` and `paths` are its shards in order.
+    /// The header of a model's weights, read when it is first asked for. `digests` and `paths` are its
+    /// shards in one order, which need not be theirs: [`Header::files`] has that.
     pub(super) fn header(&self, digests: &[Digest], paths: &[PathBuf]) -> Result<Arc<Header>, Error> {
-        let (Some(digest), Some(path)) = (digests.first(), paths.first()) else {
+        let Some(path) = paths.first() else {
             return Ok(Arc::default());
         };
-        if let Some(header) = self.headers.lock().unwrap_or_else(|e| e.into_inner()).get(digest) {
+        if let Some(header) = self.headers.lock().unwrap_or_else(|e| e.into_inner()).get(digests) {
             return Ok(header.clone());
         }
         let file = File::open_shards(paths).map_err(|source| Error::Gguf { path: path.clone(), source })?;
         let header = Arc::new(Header::read(&file));
-        self.headers.lock().unwrap_or_else(|e| e.into_inner()).insert(*digest, header.clone());
+        self.headers.lock().unwrap_or_else(|e| e.into_inner()).insert(digests.to_vec(), header.clone());
         Ok(header)
     }
 }

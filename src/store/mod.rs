@@ -40,8 +40,8 @@ pub use name::{DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, Name, NameError};
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    /// What the headers of weight blobs say, by digest: reading one means parsing a vocabulary.
-    headers: Mutex<HashMap<Digest, Arc<Header>>>,
+    /// What the headers of weights say, by the digests of their blobs: reading one means parsing a vocabulary.
+    headers: Mutex<HashMap<Vec<Digest>, Arc<Header>>>,
 }
 
 /// What can go wrong with models on disk.

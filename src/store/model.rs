@@ -214,6 +214,8 @@ impl Model {
             }
             header => header?,
         };
+        // A manifest lists blobs in any order; the files themselves say which shard they are.
+        let weights = if weights.len() > 1 && !header.files.is_empty() { header.files.clone() } else { weights };
         let config = match manifest.config.digest {
             Some(_) => reader.json(&manifest.config, "config")?,
             None => Config::default(),

@@ -9,6 +9,7 @@ mod models;
 mod repl;
 mod run;
 mod settings;
+mod shards;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

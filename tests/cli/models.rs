@@ -101,12 +101,15 @@ fn a_file_works_where_a_model_does() {
     home.model();
     let text = home.ask(&server, &["show", "tiny.gguf"]).ok();
     assert!(text.contains("architecture        deepseek4\n"), "{text}");
+    assert_eq!(home.run(&["show", "tiny.gguf"]).ok(), text, "no server is needed");
+    let verbose = home.run(&["show", "./tiny.gguf", "--verbose"]).ok();
+    assert!(verbose.contains("tokenizer.ggml.tokens"), "{verbose}");
     assert_eq!(home.ask(&server, &["cp", "tiny.gguf", "kept"]).ok(), "copied 'tiny.gguf' to 'kept'\n");
     assert!(home.ask(&server, &["list"]).ok().contains("kept:latest"));
     let text = home.ask(&server, &["rm", "tiny.gguf"]).error();
     assert_eq!(text, "error: `tiny.gguf` is a file of yours and no model in the store; fathom does not remove it\n");
     let text = home.ask(&server, &["show", "missing.gguf"]).error();
-    assert_eq!(text, "error: cannot open `missing.gguf`: No such file or directory (os error 2)\n");
+    assert_eq!(text, "error: there is no file `missing.gguf`\n");
 }
 
 #[test]

@@ -73,7 +73,8 @@ fn perplexity_is_that_of_the_golden_logits() {
     });
     let expected = losses.sum::<f64>() / (to - from) as f64;
 
-    let mut engine = fathom::engine::load_f32(tiny_a(), &scratch(""), Kind::Llama, &exact(), &mut |_| true).unwrap();
+    let file = fathom_gguf::File::open(tiny_a()).unwrap();
+    let mut engine = fathom::engine::load_f32(&file, &scratch(""), Kind::Llama, &exact(), &mut |_| true).unwrap();
     let windows = Windows::cut(&golden.tokens, None, Shape { length: 300, context: from }).unwrap();
     for step in [300, 41] {
         let perplexity = eval::text::perplexity(&mut *engine, &windows, step).unwrap();

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use fathom::engine::{self, Engine, Kind, Settings};
 use fathom::ids::TokenId;
+use fathom_gguf::File;
 use safetensors::SafeTensors;
 
 use super::{assert_close, exact, fixture, load, logits, scratch, tiny_a, tiny_b, top};
@@ -76,7 +77,9 @@ fn exact_arithmetic_gives_the_golden_logits() {
         for prompt in [48, 300] {
             let golden = golden(name, prompt);
             let settings = Settings { n_seq_max: 1, ..exact() };
-            let mut engine = engine::load_f32(path, &scratch(""), Kind::Llama, &settings, &mut |_| true).unwrap();
+            let mut engine =
+                engine::load_f32(&File::open(path).unwrap(), &scratch(""), Kind::Llama, &settings, &mut |_| true)
+                    .unwrap();
             let (got, greedy, greedy_logits) = run(&mut *engine, &golden, 512);
             let what = format!("{name}, prompt of {prompt}");
             assert_close(&what, &got, &golden.logits, EXACT);

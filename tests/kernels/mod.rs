@@ -1,7 +1,14 @@
 //! Every kernel version that this processor can run against the reference of its op.
 
 mod expert_ffn;
+mod gather_attention;
+mod index_topk;
+mod kv_compress;
 mod moe_route;
+mod norm_rope;
+mod rows;
+
+use fathom::kernels::RowBuffer;
 
 /// Deterministic numbers (splitmix64): the same on every machine, so that a failure can be repeated.
 pub struct Random(u64);
@@ -84,4 +91,14 @@ pub fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert_eq!(found.to_bits(), expected.to_bits(), "{what}: element {at} is {found}, expected {expected}");
     }
+}
+
+/// Radians per position of `n_rot` rotary channels, as in compressed layers without YaRN.
+pub fn frequencies(n_rot: usize) -> Vec<f32> {
+    (0..n_rot / 2).map(|i| 160_000f32.powf(-2.0 * i as f32 / n_rot as f32)).collect()
+}
+
+/// All rows, one after the other.
+pub fn rows_f32(rows: &RowBuffer) -> Vec<f32> {
+    (0..rows.n_rows()).flat_map(|row| rows.load(row)).collect()
 }

@@ -74,12 +74,17 @@ impl File {
         File::from_shards(shards)
     }
 
-    /// Opens a model whose files are known, for stores that name files by their content: all shards, in order.
+    /// Opens a model whose files are known, for stores that name files by their content: all shards, in any order.
     ///
     /// # Errors
     /// As [`File::open`].
     pub fn open_shards<P: AsRef<Path>>(paths: &[P]) -> Result<File, Error> {
-        File::from_shards(paths.iter().map(|path| Opened::map(path.as_ref())).collect::<Result<_, _>>()?)
+        let mut opened = paths.iter().map(|path| Opened::map(path.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        // By what the files say of themselves; whether it makes sense is checked next. (A stable sort: files without the key
+        // stay as they were given.)
+        let number = |shard: &Opened| shard.split_key(split::NO).ok().flatten();
+        opened.sort_by_key(|shard| number(shard).unwrap_or(u64::MAX));
+        File::from_shards(opened)
     }
 
     /// A model that is in memory already. Its [`path`](File::path) is `memory`.

@@ -31,6 +31,7 @@ pub use error::{Defect, Error, Fault, Place, Unwritable};
 pub use file::File;
 pub use layout::Layout;
 pub use metadata::Metadata;
+pub use split::is_shard_name;
 pub use tensor::TensorInfo;
 pub use value::{Array, Strings, Value, ValueType};
 pub use writer::{Writer, write_file, write_to};

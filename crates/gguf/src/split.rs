@@ -29,9 +29,33 @@ pub(crate) fn path(out: &Path, number: u64, count: u64) -> PathBuf {
     out.with_file_name(name)
 }
 
+/// Whether a file is named like one of several shards: `NAME-00002-of-00003.gguf`.
+pub fn is_shard_name(path: &Path) -> bool {
+    shard_of(path).is_some()
+}
+
+/// The number (from 1) and the count in a shard's name.
+fn shard_of(path: &Path) -> Option<(u64, u64)> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (_, number) = rest.rsplit_once('-')?;
+    let five =
+        |text: &str| (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok());
+    Some((five(number)??, five(count)??))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_shards_are_known() {
+        assert_eq!(shard_of(Path::new("m/a-b-00002-of-00003.gguf")), Some((2, 3)));
+        for other in ["a.gguf", "a-2-of-3.gguf", "a-00002-of-00003.bin", "00002-of-00003.gguf", "a-0000x-of-00003.gguf"]
+        {
+            assert!(!is_shard_name(Path::new(other)), "{other}");
+        }
+    }
 
     #[test]
     fn shards_are_named_as_llama_cpp_names_them() {

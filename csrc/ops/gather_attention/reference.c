@@ -53,10 +53,11 @@ void fathom_gather_attention_reference(const fathom_gather_attention_args * args
                 sum += exp(logits[i] - largest);
             }
             double o[d];
-            for (int32_t c = 0; c < d; c++) {
-                o[c] = 0.0;
-                for (int64_t i = 0; i < n; i++) {
-                    o[c] += exp(logits[i] - largest) / sum * rows[i * d + c];
+            memset(o, 0, sizeof o);
+            for (int64_t i = 0; i < n; i++) {
+                const double weight = exp(logits[i] - largest) / sum;
+                for (int32_t c = 0; c < d; c++) {
+                    o[c] += weight * rows[i * d + c];
                 }
             }
             for (int32_t i = 0; i < n_rot / 2; i++) {

@@ -1,15 +1,17 @@
 // How far a score computed in bytes can be from the score in f32.
 //
-// With q = q^ + dq for each head and k = k^ + dk (q^ and k^ in bytes), and because relu never enlarges a difference,
-//   |s(k) - s^(k)| <= sum_h w_h |dq_h . k + q^_h . dk|         w_h = |weight_h| * scale
-//                  <= sqrt(W) (sqrt(lambda(dq)) |k| + sqrt(lambda(q^)) |dk|)      by Cauchy-Schwarz, W = sum_h w_h,
+// relu(z) = (z + |z|) / 2, so s(k) = l . k + 1/2 sum_h weight_h |q_h . k| with l = 1/2 sum_h weight_h q_h: half of a score is one dot
+// product, which is computed in f32. In the other half, with q = q^ + dq for each head and k = k^ + dk (q^ and k^ in bytes),
+//   |s(k) - s^(k)| <= 1/2 sum_h w_h |dq_h . k + q^_h . dk|         w_h = |weight_h|, the scale included
+//                  <= 1/2 sqrt(W) (sqrt(lambda(dq)) |k| + sqrt(lambda(q^)) |dk|)      by Cauchy-Schwarz, W = sum_h w_h,
 // where lambda(x) is the largest eigenvalue of the Gram matrix G of the vectors sqrt(w_h) x_h. lambda(x)^2 is at most the largest
 // sum of absolute values in a row of G * G. The float32 rounding of both scores is at most ROUNDING * sum_h w_h |q_h| |k|.
 #pragma once
 
 #include "scores.h"
 
-// (128 channels + 64 heads + a few) * 2^-24 for the score in f32, less than half of that for the one in bytes.
+// (128 channels + 64 heads + a few) * 2^-24 for the score in f32, two thirds of that for the one in bytes: half a dot product of as many
+// terms, and a sum over heads of whole numbers.
 #define ROUNDING 3e-5f
 // Rounding of what is computed below: each entry of G has a relative error of 128 * 2^-24 of a product of two lengths, a row 64 entries.
 #define SLACK 1.002f
@@ -64,68 +66,133 @@ static float largest_eigenvalue(const gram * g, int32_t n, int32_t d) {
     return sqrtf(largest);
 }
 
-// The query in bytes, and its bound. heads: f32 [n_head][d].
+// Bytes of one vector of a head: to whole numbers of `unit`. Returns what they stand for.
+static inline vf in_bytes(vf x, float unit) {
+    const vf inverse = vf_set1(unit > 1e-30f ? 1.0f / unit : 0.0f);
+    return vf_max(vf_min(vf_round(vf_mul(x, inverse)), vf_set1(127.0f)), vf_set1(-127.0f));
+}
+
+// The query in bytes, and its bound. heads: f32 [n_head][d]; d in whole vectors.
 static error_bound query_to_bytes(query * q, const float * heads, int32_t n_head, const gram * g) {
+    const int32_t d = q->d;
     float total = 0.0f;    // W
     float lengths = 0.0f;  // sum_h w_h |q_h|
     float eigenvalues[2];  // of dq, of q^
     float units[n_head];
+    uint8_t bytes[d];
+    memset(q->linear, 0, (size_t) d * sizeof(float));
     for (int32_t h = 0; h < n_head; h++) {
-        const float * head = heads + (int64_t) h * q->d;
-        const float unit = fathom_amax(head, q->d) / 127.0f;
-        units[h] = unit;
+        const float * head = heads + (int64_t) h * d;
+        vf largest = vf_set1(0.0f);
+        for (int32_t c = 0; c < d; c += VF_LANES) {
+            const vf x = vf_load(head + c);
+            largest = vf_max(largest, vf_abs(x));
+            vf_store(q->linear + c, vf_fma(vf_set1(0.5f * q->weights[h]), x, vf_load(q->linear + c)));
+        }
+        units[h] = vf_largest(largest) / 127.0f;
         total += fabsf(q->weights[h]);
-        lengths += fabsf(q->weights[h]) * sqrtf(vf_squares(head, q->d));
+        lengths += fabsf(q->weights[h]) * sqrtf(vf_squares(head, d));
+        for (int32_t c = 0; c < d; c += VF_LANES) {
+            vf_store_bytes(bytes + c, in_bytes(vf_load(head + c), units[h]));
+        }
         int32_t sum = 0;
-        for (int32_t c = 0; c < q->d; c++) {
-            const int32_t byte = unit > 0.0f ? (int32_t) rintf(fminf(fmaxf(head[c] / unit, -127.0f), 127.0f)) : 0;
-            q->bytes[((int64_t) (c / 4) * q->n_lanes + h) * 4 + c % 4] = (int8_t) byte;
-            sum += byte;
+        for (int32_t c = 0; c < d; c++) {
+            bytes[c] = (uint8_t) (bytes[c] - VI_DOT4_OFFSET);
+            sum += (int8_t) bytes[c];
+        }
+        for (int32_t c = 0; c < d; c += 4) {
+            memcpy(q->bytes + (int64_t) c * q->n_lanes + 4 * h, bytes + c, 4);
         }
         q->bytes_bias[h] = -VI_DOT4_OFFSET * sum;
-        q->bytes_weights[h] = q->weights[h] * unit;
+        q->bytes_weights[h] = 0.5f * q->weights[h] * units[h];
     }
+    memset(g->vectors + (int64_t) n_head * d, 0, (size_t) (q->n_lanes - n_head) * (size_t) d * sizeof(float));
     for (int part = 0; part < 2; part++) {
-        memset(g->vectors, 0, (size_t) q->n_lanes * (size_t) q->d * sizeof(float));
         for (int32_t h = 0; h < n_head; h++) {
-            const float * head = heads + (int64_t) h * q->d;
-            const float root = sqrtf(fabsf(q->weights[h]));
-            for (int32_t c = 0; c < q->d; c++) {
-                const float rounded = units[h] * (float) q->bytes[((int64_t) (c / 4) * q->n_lanes + h) * 4 + c % 4];
-                g->vectors[(int64_t) h * q->d + c] = root * (part == 0 ? head[c] - rounded : rounded);
+            const vf root = vf_set1(sqrtf(fabsf(q->weights[h])));
+            for (int32_t c = 0; c < d; c += VF_LANES) {
+                const vf x = vf_load(heads + (int64_t) h * d + c);
+                const vf rounded = vf_mul(in_bytes(x, units[h]), vf_set1(units[h]));
+                vf_store(g->vectors + (int64_t) h * d + c, vf_mul(root, part == 0 ? vf_sub(x, rounded) : rounded));
             }
         }
-        eigenvalues[part] = largest_eigenvalue(g, q->n_lanes, q->d);
+        eigenvalues[part] = largest_eigenvalue(g, q->n_lanes, d);
     }
     return (error_bound) {
-        .per_error = SLACK * sqrtf(total * eigenvalues[1]),
-        .per_length = SLACK * sqrtf(total * eigenvalues[0]) + ROUNDING * lengths,
+        .per_error = 0.5f * SLACK * sqrtf(total * eigenvalues[1]),
+        .per_length = 0.5f * SLACK * sqrtf(total * eigenvalues[0]) + ROUNDING * lengths,
     };
 }
 
-// A key in bytes: its unit, |k| and |dk|.
-static void key_to_bytes(const float * key, int32_t d, uint8_t * bytes, float * unit, float * length, float * error) {
-    vf largest = vf_set1(0.0f);
-    vf squares = vf_set1(0.0f);
-    for (int32_t c = 0; c < d; c += VF_LANES) {
-        const vf x = vf_load(key + c);
-        largest = vf_max(largest, vf_max(x, vf_sub(vf_set1(0.0f), x)));
-        squares = vf_fma(x, x, squares);
+// What keys in bytes stand for.
+typedef struct key_units {
+    float units[BLOCK_LANES];    // what one byte counts
+    float lengths[BLOCK_LANES];  // |k|
+    float errors[BLOCK_LANES];   // |dk|
+} key_units;
+
+static void keys_to_bytes(const float * keys, int32_t n, int32_t d, uint8_t * bytes, key_units * u) {
+    float inverses[BLOCK_LANES];
+    for (int32_t r = 0; r < n; r++) {
+        vf largest = vf_set1(0.0f);
+        for (int32_t c = 0; c < d; c += VF_LANES) {
+            largest = vf_max(largest, vf_abs(vf_load(keys + (int64_t) r * d + c)));
+        }
+        u->units[r] = vf_largest(largest);
     }
-    const float amax = vf_largest(largest);
-    *unit = amax / 127.0f;
-    const vf step = vf_set1(*unit);
-    const vf inverse = vf_set1(amax > 0.0f ? 127.0f / amax : 0.0f);
-    vf errors = vf_set1(0.0f);
-    for (int32_t c = 0; c < d; c += VF_LANES) {
-        const vf x = vf_load(key + c);
-        const vf whole = vf_round(vf_mul(x, inverse));
-        const vf left = vf_fma(vf_sub(vf_set1(0.0f), whole), step, x);
-        errors = vf_fma(left, left, errors);
-        vf_store_bytes(bytes + c, whole);
+    for (int r = 0; r < BLOCK_LANES; r += VF_LANES) {
+        const vf amax = vf_load(u->units + r);
+        vf_store(inverses + r, vf_div(vf_set1(127.0f), vf_max(amax, vf_set1(1e-30f))));
+        vf_store(u->units + r, vf_mul(amax, vf_set1(1.0f / 127.0f)));
     }
-    float sums[4];
-    vf_reduce4(sums, squares, errors, squares, errors);
-    *length = sqrtf(sums[0]);
-    *error = sqrtf(sums[1]);
+    for (int32_t r = 0; r < n; r += 2) {
+        vf squares[2] = {vf_set1(0.0f), vf_set1(0.0f)};
+        vf errors[2] = {vf_set1(0.0f), vf_set1(0.0f)};
+        for (int32_t i = 0; i < 2 && r + i < n; i++) {
+            const vf step = vf_sub(vf_set1(0.0f), vf_set1(u->units[r + i]));
+            const vf inverse = vf_set1(inverses[r + i]);
+            for (int32_t c = 0; c < d; c += VF_LANES) {
+                const vf x = vf_load(keys + (int64_t) (r + i) * d + c);
+                const vf whole = vf_round(vf_mul(x, inverse));
+                const vf left = vf_fma(whole, step, x);
+                squares[i] = vf_fma(x, x, squares[i]);
+                errors[i] = vf_fma(left, left, errors[i]);
+                vf_store_bytes(bytes + (int64_t) (r + i) * d + c, whole);
+            }
+        }
+        float sums[4];
+        vf_reduce4(sums, squares[0], squares[1], errors[0], errors[1]);
+        memcpy(u->lengths + r, sums, 2 * sizeof(float));
+        memcpy(u->errors + r, sums + 2, 2 * sizeof(float));
+    }
+    for (int r = 0; r < BLOCK_LANES; r += VF_LANES) {
+        vf_store(u->lengths + r, vf_sqrt(vf_load(u->lengths + r)));
+        vf_store(u->errors + r, vf_sqrt(vf_load(u->errors + r)));
+    }
+}
+
+// Bounds of the scores of a block of keys. bytes: what keys_to_bytes made of `keys`.
+static void score_bounds(const query * q, const error_bound * bound, const float * keys, const uint8_t * bytes, const key_units * u, int32_t n,
+                         float * lower, float * upper) {
+    float linear[BLOCK_LANES];
+    float magnitudes[BLOCK_LANES];
+    scores_bytes(1, q, bytes, n, magnitudes);
+    for (int32_t r = 0; r < n; r += 4) {
+        vf sums[4] = {vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f)};
+        for (int32_t c = 0; c < q->d; c += VF_LANES) {
+            const vf l = vf_load(q->linear + c);
+            for (int i = 0; i < 4; i++) {
+                sums[i] = vf_fma(l, vf_load(keys + (int64_t) (r + i) * q->d + c), sums[i]);
+            }
+        }
+        vf_reduce4(linear + r, sums[0], sums[1], sums[2], sums[3]);
+    }
+    for (int r = 0; r < n; r += VF_LANES) {
+        const vf score = vf_fma(vf_load(magnitudes + r), vf_load(u->units + r), vf_load(linear + r));
+        // The last term: products that underflow.
+        const vf error = vf_fma(vf_set1(bound->per_error), vf_load(u->errors + r),
+                                vf_fma(vf_set1(bound->per_length), vf_load(u->lengths + r), vf_set1(1e-36f)));
+        vf_store(lower + r, vf_sub(score, error));
+        vf_store(upper + r, vf_add(score, error));
+    }
 }

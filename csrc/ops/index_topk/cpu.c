@@ -11,7 +11,10 @@
 #include "keep.h"
 #include "scores.h"
 
-enum { TOKENS = 8 };  // of a block
+enum {
+    TOKENS = 8,  // of a block
+    AHEAD = 4,   // blocks between the keys that are scored and those that are fetched
+};
 
 // What a token needs while its rows are walked.
 typedef struct token {
@@ -33,9 +36,7 @@ typedef struct arena {
     float *  keys;     // [BLOCK][d]
     float *  gathered; // [BLOCK][d]
     uint8_t * bytes;   // [BLOCK][d]
-    float *  units;    // [BLOCK_LANES] each
-    float *  lengths;
-    float *  errors;
+    key_units units;
     uint64_t * joined; // [nth * top_k], for merge
 } arena;
 
@@ -74,6 +75,7 @@ static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * b
         t->q.bytes = take(&at, d * n_lanes);
         t->q.bytes_bias = take(&at, n_lanes * sizeof(int32_t));
         t->q.bytes_weights = take(&at, n_lanes * sizeof(float));
+        t->q.linear = take(&at, d * sizeof(float));
         t->kept.keys = take(&at, capacity * sizeof(uint64_t));
         t->kept.upper = take(&at, capacity * sizeof(float));
     }
@@ -83,9 +85,6 @@ static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * b
     a->keys = take(&at, BLOCK * d * sizeof(float));
     a->gathered = take(&at, BLOCK * d * sizeof(float));
     a->bytes = take(&at, BLOCK * d);
-    a->units = take(&at, BLOCK_LANES * sizeof(float));
-    a->lengths = take(&at, BLOCK_LANES * sizeof(float));
-    a->errors = take(&at, BLOCK_LANES * sizeof(float));
     const size_t n_joined = (size_t) nth * (size_t) args->top_k;
     a->joined = take(&at, n_joined * sizeof(uint64_t));
     uint64_t * work = take(&at, (capacity > n_joined ? capacity : n_joined) * sizeof(uint64_t));
@@ -164,16 +163,19 @@ static int common_exponent(const uint8_t * row, int32_t d, int32_t * smallest) {
     return most - least <= 3;
 }
 
-// Twice the numbers of a row in FP4, as multiples of 2^smallest, plus `offset`.
-static void expand_codes(const uint8_t * row, int32_t d, int32_t smallest, int32_t offset, uint8_t * bytes) {
+// Twice the numbers of a row in FP4, as multiples of 2^smallest, plus VI_DOT4_OFFSET.
+static void expand_codes(const uint8_t * row, int32_t d, int32_t smallest, uint8_t * bytes) {
+#define TIMES(n) \
+    {VI_DOT4_OFFSET + 0, VI_DOT4_OFFSET + n, VI_DOT4_OFFSET + 2 * n, VI_DOT4_OFFSET + 3 * n, VI_DOT4_OFFSET + 4 * n, VI_DOT4_OFFSET + 6 * n, \
+     VI_DOT4_OFFSET + 8 * n, VI_DOT4_OFFSET + 12 * n, VI_DOT4_OFFSET + 0, (uint8_t) (VI_DOT4_OFFSET - n), (uint8_t) (VI_DOT4_OFFSET - 2 * n), \
+     (uint8_t) (VI_DOT4_OFFSET - 3 * n), (uint8_t) (VI_DOT4_OFFSET - 4 * n), (uint8_t) (VI_DOT4_OFFSET - 6 * n), (uint8_t) (VI_DOT4_OFFSET - 8 * n), \
+     (uint8_t) (VI_DOT4_OFFSET - 12 * n)}
+    static const uint8_t tables[4][16] = {TIMES(1), TIMES(2), TIMES(4), TIMES(8)};
+#undef TIMES
     for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
         const int32_t above = row[d / 2 + g] - smallest;
-        const int32_t shift = above < 0 || above > 3 ? 0 : above;  // others are groups of zeros
-        uint8_t table[16];
-        for (uint8_t code = 0; code < 16; code++) {
-            table[code] = (uint8_t) (fathom_e2m1_doubled[code] * (1 << shift) + offset);
-        }
-        vec_expand_codes(row + g * FATHOM_FP4_GROUP / 2, table, bytes + g * FATHOM_FP4_GROUP);
+        // Exponents out of reach are those of groups of zeros.
+        vec_expand_codes(row + g * FATHOM_FP4_GROUP / 2, tables[above < 0 || above > 3 ? 0 : above], bytes + g * FATHOM_FP4_GROUP);
     }
 }
 
@@ -205,11 +207,12 @@ static void set_query_fp4(token * tok, const float * q, int32_t n_head, float * 
         fathom_row_store_of(FATHOM_ROW_FP4, d, 0, head, row);
         fathom_row_load_of(FATHOM_ROW_FP4, d, 0, row, head);
         tok->in_bytes &= common_exponent(row, d, &smallest);
-        expand_codes(row, d, smallest, 0, bytes);
+        expand_codes(row, d, smallest, bytes);
         int32_t sum = 0;
         for (int32_t c = 0; c < d; c++) {
-            tok->q.bytes[((int64_t) (c / 4) * tok->q.n_lanes + h) * 4 + c % 4] = (int8_t) bytes[c];
-            sum += (int8_t) bytes[c];
+            const int8_t byte = (int8_t) (bytes[c] - VI_DOT4_OFFSET);
+            tok->q.bytes[((int64_t) (c / 4) * tok->q.n_lanes + h) * 4 + c % 4] = byte;
+            sum += byte;
         }
         tok->q.bytes_bias[h] = -VI_DOT4_OFFSET * sum;
         tok->q.bytes_weights[h] = tok->q.weights[h] * unit_of(smallest);
@@ -338,30 +341,29 @@ static void expand_f32(const fathom_rows * keys, int32_t d, block * b, const are
     b->has_f32 = 1;
 }
 
-static void expand_bytes(const fathom_rows * keys, int32_t d, block * b, const arena * a) {
+static void expand_bytes(const fathom_rows * keys, int32_t d, block * b, arena * a) {
     if (b->has_bytes || b->is_wide) {
         return;
     }
-    for (int32_t r = 0; r < b->n; r++) {
-        uint8_t * bytes = a->bytes + (int64_t) r * d;
-        if (keys->row_type == FATHOM_ROW_FP4) {
+    if (keys->row_type == FATHOM_ROW_FP4) {
+        for (int32_t r = 0; r < b->n; r++) {
             const uint8_t * row = (const uint8_t *) fathom_row_at(keys, b->base + r);
             int32_t smallest;
             if (!common_exponent(row, d, &smallest)) {
                 b->is_wide = 1;
                 return;
             }
-            expand_codes(row, d, smallest, VI_DOT4_OFFSET, bytes);
-            a->units[r] = unit_of(smallest);
-        } else {
-            expand_f32(keys, d, b, a);
-            key_to_bytes(a->keys + (int64_t) r * d, d, bytes, a->units + r, a->lengths + r, a->errors + r);
+            expand_codes(row, d, smallest, a->bytes + (int64_t) r * d);
+            a->units.units[r] = unit_of(smallest);
         }
+    } else {
+        expand_f32(keys, d, b, a);
+        keys_to_bytes(a->keys, b->n, d, a->bytes, &a->units);
     }
     b->has_bytes = 1;
 }
 
-static void score_block(token * tok, const fathom_rows * keys, block * b, const arena * a) {
+static void score_block(token * tok, const fathom_rows * keys, block * b, arena * a) {
     const int32_t d = tok->q.d;
     const int64_t visible = tok->n_rows - b->base;
     const int32_t n = (int32_t) (visible < b->n ? visible : b->n);
@@ -371,27 +373,35 @@ static void score_block(token * tok, const fathom_rows * keys, block * b, const 
         return;
     }
     make_room(tok, keys, a->gathered);
+    tok->n_scored += n;
     if (tok->in_bytes) {
         expand_bytes(keys, d, b, a);
     }
+    if (tok->is_bounded) {
+        score_bounds(&tok->q, &tok->bound, a->keys, a->bytes, &a->units, n, lower, upper);
+        keep_block(&tok->kept, (int32_t) b->base, n, lower, upper);
+        return;
+    }
     if (tok->in_bytes && !b->is_wide) {
-        scores_bytes(&tok->q, a->bytes, n, lower);
-        for (int r = 0; r < BLOCK_LANES; r += VF_LANES) {
-            const vf score = vf_mul(vf_load(lower + r), vf_load(a->units + r));
-            vf_store(lower + r, score);
-            if (tok->is_bounded) {
-                const vf error = vf_fma(vf_set1(tok->bound.per_error), vf_load(a->errors + r),
-                                        vf_fma(vf_set1(tok->bound.per_length), vf_load(a->lengths + r), vf_set1(1e-36f)));
-                vf_store(lower + r, vf_sub(score, error));
-                vf_store(upper + r, vf_add(score, error));
-            }
+        scores_bytes(0, &tok->q, a->bytes, n, lower);
+        for (int r = 0; r < n; r += VF_LANES) {
+            vf_store(lower + r, vf_mul(vf_load(lower + r), vf_load(a->units.units + r)));
         }
     } else {
         expand_f32(keys, d, b, a);
         scores_f32(&tok->q, a->keys, n, lower);
     }
-    tok->n_scored += n;
-    keep_block(&tok->kept, (int32_t) b->base, n, lower, tok->is_bounded ? upper : lower);
+    keep_block(&tok->kept, (int32_t) b->base, n, lower, lower);
+}
+
+// The processor's own prefetching ends at pages, of which a row takes a good part.
+static void prefetch_block(const fathom_rows * keys, int64_t base, int64_t end) {
+    for (int64_t next = base; next < end && next < base + BLOCK; next++) {
+        const char * row = (const char *) fathom_row_at(keys, next);
+        for (int64_t i = 0; i < keys->row_bytes; i += 64) {
+            __builtin_prefetch(row + i, 0, 2);
+        }
+    }
 }
 
 static void scan_block(const fathom_index_topk_args * args, int32_t r, int32_t first, int32_t n_tokens, int64_t part, int64_t n_parts,
@@ -421,12 +431,7 @@ static void scan_block(const fathom_index_topk_args * args, int32_t r, int32_t f
     }
     for (block b = {.base = begin}; b.base < end; b = (block) {.base = b.base + BLOCK}) {
         b.n = (int32_t) (end - b.base < BLOCK ? end - b.base : BLOCK);
-        for (int64_t next = b.base + BLOCK; next < end && next < b.base + 2 * BLOCK; next++) {
-            const char * row = (const char *) fathom_row_at(keys, next);
-            for (int64_t i = 0; i < keys->row_bytes; i += 64) {
-                __builtin_prefetch(row + i, 0, 3);
-            }
-        }
+        prefetch_block(keys, b.base + AHEAD * BLOCK, end);
         for (int i = 0; i < n_active; i++) {
             score_block(&a->tokens[i], keys, &b, a);
         }

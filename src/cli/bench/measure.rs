@@ -18,7 +18,8 @@ const JUMP_TOKENS: usize = 512;
 /// What to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Job {
-    pub(super) path: PathBuf,
+    /// One file, or all shards.
+    pub(super) weights: Vec<PathBuf>,
     pub(super) engine: String,
     pub(super) context: usize,
     pub(super) prompt: usize,
@@ -71,11 +72,10 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         ..base
     };
     let kind = job.engine.parse()?;
-    let file = fathom_gguf::File::open(&job.path)?;
+    let file = fathom_gguf::File::open_shards(&job.weights)?;
     let plan = engine::plan(&file, kind, &settings, engine::machine::available_bytes())?;
-    drop(file);
     let start = Instant::now();
-    let mut engine = engine::load(&job.path, kind, &plan.apply(&settings), &mut |_| true)?;
+    let mut engine = engine::load_file(&file, kind, &plan.apply(&settings), &mut |_| true)?;
     let load_s = start.elapsed().as_secs_f64();
     let trained = engine.info().n_ctx_train;
     ensure!(n_ctx <= engine.info().n_ctx, "depth, prefill and decode are {n_ctx} tokens, the model has {trained}");

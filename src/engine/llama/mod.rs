@@ -139,7 +139,7 @@ impl Llama {
         }
         let mut given_up = false;
         let model = sys::Model::load(
-            file.path(),
+            file.shards(),
             &sys::ModelParams {
                 n_gpu_layers: settings.n_gpu_layers,
                 main_gpu: settings.main_gpu,

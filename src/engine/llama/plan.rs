@@ -227,7 +227,7 @@ impl Probe<'_> {
             n_vocab: self.checked.n_vocab,
             measure_only: true,
         };
-        let model = Rc::new(sys::Model::load(self.file.path(), &params, &mut |_| true)?);
+        let model = Rc::new(sys::Model::load(self.file.shards(), &params, &mut |_| true)?);
         Ok(Rc::clone(self.model.get_or_init(|| model)))
     }
 

@@ -147,20 +147,24 @@ unsafe extern "C" fn on_load_progress(fraction: f32, data: *mut c_void) -> bool 
 }
 
 impl Model {
-    /// Loads a file that has been validated.
+    /// Loads a file that has been validated, or all shards of one in order, whatever their names.
     ///
     /// llama.cpp's tokenizer is not built: this engine knows ids only, building it costs time and memory for a large
     /// vocabulary, and a malformed vocabulary would end the process. Its place is taken by `n_vocab` nameless tokens.
     ///
     /// # Errors
     /// llama.cpp's own words.
-    pub(super) fn load(
-        path: &Path,
+    pub(super) fn load<'p>(
+        shards: impl Iterator<Item = &'p Path>,
         params: &ModelParams,
         on_progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Model, String> {
         init_backend();
-        let path = path.to_str().and_then(|p| CString::new(p).ok()).ok_or("its path is not UTF-8")?;
+        let c_path =
+            |path: &Path| path.to_str().and_then(|path| CString::new(path).ok()).ok_or("its path is not UTF-8");
+        let paths = shards.map(c_path).collect::<Result<Vec<_>, _>>()?;
+        let mut pointers: Vec<*const c_char> = paths.iter().map(|path| path.as_ptr()).collect();
+        let first = *pointers.first().ok_or("it has no files")?;
         let overrides = [
             override_str("tokenizer.ggml.model", "no_vocab"),
             override_int(&format!("{}.vocab_size", params.architecture), params.n_vocab.into())?,
@@ -181,9 +185,14 @@ impl Model {
         raw.kv_overrides = overrides.as_ptr();
         raw.progress_callback = Some(on_load_progress);
         raw.progress_callback_user_data = (&raw mut progress).cast();
-        // SAFETY: `path` is NUL-terminated; `overrides` and `progress` outlive the call and llama.cpp copies the former;
-        // exceptions are caught inside and become a null pointer.
-        let (ptr, reason) = errors_of(|| unsafe { c::llama_model_load_from_file(path.as_ptr(), raw) });
+        // SAFETY: `paths` are NUL-terminated and outlive the call as `pointers`, `overrides` and `progress` do; llama.cpp copies
+        // paths and overrides. Exceptions are caught inside and become a null pointer.
+        let (ptr, reason) = errors_of(|| unsafe {
+            match pointers.len() {
+                1 => c::llama_model_load_from_file(first, raw),
+                n => c::llama_model_load_from_splits(pointers.as_mut_ptr(), n, raw),
+            }
+        });
         if let Some(panic) = progress.panic {
             resume_unwind(panic);
         }

@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn rounding_agrees_with_the_half_crate() {
         // Every upper half, with lower halves at and around the tie.
-        for upper in 0..=u16::MAX {
+        for upper in (0..=u16::MAX).step_by(super::super::every(257)) {
             for lower in [0u16, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let value = f32::from_bits(u32::from(upper) << 16 | u32::from(lower));
                 assert_eq!(from_f32(value), half::bf16::from_f32(value).to_bits(), "{value:?} {upper:04x} {lower:04x}");
@@ -49,14 +49,15 @@ mod tests {
 
     #[test]
     fn every_bf16_number_comes_back() {
-        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(|bits| bits.to_le_bytes()).collect();
-        let mut values = vec![0f32; 1 << 16];
+        let all: Vec<u16> = (0..=u16::MAX).step_by(super::super::every(257)).collect();
+        let bytes: Vec<u8> = all.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let mut values = vec![0f32; all.len()];
         decode(&bytes, &mut values);
         let mut back = vec![0; bytes.len()];
         encode(&values, &mut back);
-        for bits in 0..=u16::MAX {
+        for (back, bits) in back.chunks(2).zip(all) {
             let expected = if half::bf16::from_bits(bits).is_nan() { bits | 0x40 } else { bits };
-            assert_eq!(back[2 * bits as usize..][..2], expected.to_le_bytes(), "{bits:04x}");
+            assert_eq!(back, expected.to_le_bytes(), "{bits:04x}");
         }
     }
 }

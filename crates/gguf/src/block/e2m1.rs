@@ -78,7 +78,7 @@ mod tests {
             let near = (0..=32 * 16).map(|step| step as f32 / 32.0 * half_scale);
             let neighbours = near.flat_map(|value| [value.next_down(), value, value.next_up()]);
             let far = [100.0, 1e4, 1e6].map(|factor| factor * half_scale);
-            for value in neighbours.chain(far).flat_map(|value| [value, -value]) {
+            for value in neighbours.chain(far).flat_map(|value| [value, -value]).step_by(super::super::every(101)) {
                 let ([fast], slow) = (nearest(&[value], half_scale), nearest_of_all(value, half_scale));
                 assert_eq!(fast, slow, "{value:?} at half scale {half_scale:?}");
             }

@@ -61,14 +61,15 @@ mod tests {
 
     #[test]
     fn every_f16_number_comes_back() {
-        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(|bits| bits.to_le_bytes()).collect();
-        let mut values = vec![0f32; 1 << 16];
+        let all: Vec<u16> = (0..=u16::MAX).step_by(super::super::every(257)).collect();
+        let bytes: Vec<u8> = all.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let mut values = vec![0f32; all.len()];
         decode(&bytes, &mut values);
         let mut back = vec![0; bytes.len()];
         encode(&values, &mut back);
-        for bits in 0..=u16::MAX {
-            assert_eq!(back[2 * bits as usize..][..2], canonical(bits).to_le_bytes(), "{bits:04x}");
-            assert_eq!(from_f32(values[bits as usize]), canonical(bits), "{bits:04x}");
+        for ((back, value), bits) in back.chunks(2).zip(values).zip(all) {
+            assert_eq!(back, canonical(bits).to_le_bytes(), "{bits:04x}");
+            assert_eq!(from_f32(value), canonical(bits), "{bits:04x}");
         }
     }
 

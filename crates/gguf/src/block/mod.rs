@@ -144,6 +144,12 @@ impl Nan {
     }
 }
 
+/// Tests walk every n-th case of what is too much for Miri, which is some thousand times slower.
+#[cfg(test)]
+const fn every(n_under_miri: usize) -> usize {
+    if cfg!(miri) { n_under_miri } else { 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -66,10 +66,11 @@ pub fn half_scale(byte: u8) -> f32 {
 /// positive.
 pub fn scale_from_f32(scale: f32) -> u8 {
     const LARGEST: u8 = 0x7E; // 448; 0x7F is NaN
+    const LEAST_NORMAL: f32 = 1.0 / 64.0; // not `powi`, whose last bit is nobody's promise
     if scale.is_nan() || scale <= 0.0 {
         return 0;
     }
-    if scale < 2f32.powi(-6) {
+    if scale < LEAST_NORMAL {
         // Subnormal: a multiple of 2^-9.
         return ((scale * 512.0 + 0.5) as u8).min(7);
     }
@@ -105,7 +106,7 @@ mod tests {
             assert_eq!(scale_from_f32(2.0 * half_scale(byte)), byte);
         }
         assert_eq!(half_scale(0x7E) * 2.0, 448.0);
-        assert_eq!(half_scale(0x08) * 2.0, 2f32.powi(-6));
+        assert_eq!(half_scale(0x08) * 2.0, 1.0 / 64.0);
         for (scale, byte) in [(256.0, 0x7E), (448.0, 0x7E), (f32::INFINITY, 0x7E), (f32::NAN, 0), (-1.0, 0), (1e-9, 0)]
         {
             assert_eq!(scale_from_f32(scale), byte, "{scale}");

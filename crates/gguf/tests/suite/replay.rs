@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 #[path = "../../../../fuzz/entries/gguf.rs"]
 pub mod entry;
 
-const MUTANTS: u64 = 3000;
+/// Of each seed; Miri is some thousand times slower.
+const MUTANTS: u64 = if cfg!(miri) { 10 } else { 3000 };
 
 fn seeds() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/gguf");

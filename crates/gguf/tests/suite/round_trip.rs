@@ -71,7 +71,14 @@ fn data(number: usize, bytes: u64) -> Vec<u8> {
     (0..bytes).map(|at| (at as u8).wrapping_mul(31) ^ (number as u8 + 1)).collect()
 }
 
+/// Miri is some thousand times slower.
+fn cases() -> ProptestConfig {
+    ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 })
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn writer_then_reader_is_identity(
         metadata in metadata(),
