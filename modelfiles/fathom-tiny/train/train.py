@@ -26,7 +26,7 @@ import quantize
 import tokenizer
 
 SKILL_NAMES = list(data.WEIGHTS)
-MTP_EVERY = 4
+MTP_EVERY = 6
 
 
 def settings():
@@ -40,8 +40,7 @@ def settings():
     A("--adam", type=float, default=0.003, help="learning rate of everything else")
     A("--step-tokens", type=int, default=4096)
     A("--micro-tokens", type=int, default=1024, help="tokens in memory at once")
-    A("--max-tokens", type=int, default=0, help="longest sample, instead of data.py's curriculum")
-    A("--weights", default="", help="shares of the skills as JSON, with --max-tokens")
+    A("--mix", default="", help='instead of data.py\'s curriculum, JSON: [[longest sample, {skill: share of all tokens, ...}], ...]')
     A("--sparse-from", type=int, default=300, help="step from which the indexer's choice is used")
     A("--quantise-from", type=int, default=1_000_000, help="step from which the forward pass sees the released number formats")
     A("--ema", type=float, default=0.99)
@@ -105,6 +104,17 @@ class Optimiser:
             P[n].add_(orthogonal(u).view_as(P[n]), alpha=-muon * max(1, r / c) ** 0.5)
             P[n].mul_(1 - muon * 0.1)
         return norm.item()
+
+
+def mixed(mix, seed, vocabulary):
+    """samples of several streams with lengths and weights of their own, by their shares of the tokens"""
+    streams = [data.samples("train", seed + i, vocabulary, weights, longest) for i, (longest, weights) in enumerate(mix)]
+    shares, made = [sum(weights.values()) for _, weights in mix], [0] * len(mix)
+    while True:
+        i = min(range(len(mix)), key=lambda i: made[i] / shares[i])
+        s = next(streams[i])
+        made[i] += len(s.tokens)
+        yield s
 
 
 def batches(stream, step_tokens, micro_tokens, pad):
@@ -194,9 +204,8 @@ def main():
         ops = model.Ref(c)
         ops.dtype = torch.bfloat16
     m = model.Model(c, ops, a.device)
-    weights = json.loads(a.weights) if a.weights else None
     seed = a.seed * 1_000_000_000 + st["step"]
-    stream = data.samples("train", seed, vocabulary, weights, a.max_tokens) if a.max_tokens else data.curriculum(seed, vocabulary, st["tokens"])
+    stream = mixed(json.loads(a.mix), seed, vocabulary) if a.mix else data.curriculum(seed, vocabulary, st["tokens"])
     stop = []
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: stop.append(1))
