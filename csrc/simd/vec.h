@@ -1,6 +1,7 @@
 // Vectors of floats and of 32-bit integers of the instruction set that this compilation is for. Everything that depends on
 // the set in the ops' float kernels is in this file; kernels are written once, with VF_LANES lanes.
 //
+// Of two operands vf_max and vf_min return the second one if either is no number.
 // Sums over lanes have a fixed order, so that a result depends on the set in use and on nothing else.
 #pragma once
 
@@ -63,6 +64,17 @@ static inline vi vi_load(const void * p) { return _mm512_loadu_si512(p); }
 static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi vi_relu(vi a) { return _mm512_max_epi32(a, _mm512_setzero_si512()); }
 static inline vi vi_abs(vi a) { return _mm512_abs_epi32(a); }
+static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+static inline vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+static inline vi vi_shl(vi a, int bits) { return _mm512_slli_epi32(a, (unsigned) bits); }
+static inline vi vi_shr(vi a, int bits) { return _mm512_srli_epi32(a, (unsigned) bits); }
+static inline void vi_store(int32_t * p, vi a) { _mm512_storeu_si512(p, a); }
+static inline vi vi_of_vf(vf a) { return _mm512_cvtps_epi32(a); }
+static inline vi vi_bits(vf a) { return _mm512_castps_si512(a); }
+static inline vf vf_from_bits(vi a) { return _mm512_castsi512_ps(a); }
 // Four products of bytes are added to each lane: a holds signed bytes plus VI_DOT4_OFFSET, b signed bytes.
 #define VI_DOT4_OFFSET 128
 #define VI_DOT4_IS_FAST 1  // more multiply-adds in the same time than vf_fma
@@ -127,6 +139,17 @@ static inline vi vi_load(const void * p) { return _mm256_loadu_si256((const __m2
 static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi vi_relu(vi a) { return _mm256_max_epi32(a, _mm256_setzero_si256()); }
 static inline vi vi_abs(vi a) { return _mm256_abs_epi32(a); }
+static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+static inline vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+static inline vi vi_shl(vi a, int bits) { return _mm256_slli_epi32(a, bits); }
+static inline vi vi_shr(vi a, int bits) { return _mm256_srli_epi32(a, bits); }
+static inline void vi_store(int32_t * p, vi a) { _mm256_storeu_si256((__m256i *) p, a); }
+static inline vi vi_of_vf(vf a) { return _mm256_cvtps_epi32(a); }
+static inline vi vi_bits(vf a) { return _mm256_castps_si256(a); }
+static inline vf vf_from_bits(vi a) { return _mm256_castsi256_ps(a); }
 // Neither may be -128; sums of two products must fit 16 bits: one of the two at most 127, the other at most 128.
 #define VI_DOT4_OFFSET 0
 #define VI_DOT4_IS_FAST 0
@@ -154,6 +177,7 @@ static inline void vf_store_bytes(uint8_t * p, vf x) {
 #define VF_LANES 4
 typedef float   vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint32_t vu __attribute__((vector_size(16)));
 
 static inline vf vf_set1(float x) { return (vf) {x, x, x, x}; }
 static inline vf vf_load(const float * p) { vf x; memcpy(&x, p, sizeof x); return x; }
@@ -185,7 +209,6 @@ static inline void vf_store_f16(uint16_t * p, vf x) {
     }
 }
 #endif
-// As on x86: b if either is not a number.
 static inline vf vf_max(vf a, vf b) {
     const vi greater = a > b;
     return (vf) ((greater & (vi) a) | (~greater & (vi) b));
@@ -228,6 +251,23 @@ static inline vi vi_abs(vi a) {
     const vi negative = a < 0;
     return (a ^ negative) - negative;
 }
+static inline vi vi_add(vi a, vi b) { return a + b; }
+static inline vi vi_sub(vi a, vi b) { return a - b; }
+static inline vi vi_and(vi a, vi b) { return a & b; }
+static inline vi vi_or(vi a, vi b) { return a | b; }
+static inline vi vi_max(vi a, vi b) {
+    const vi greater = a > b;
+    return (greater & a) | (~greater & b);
+}
+static inline vi vi_shl(vi a, int bits) { return (vi) ((vu) a << (uint32_t) bits); }
+static inline vi vi_shr(vi a, int bits) { return (vi) ((vu) a >> (uint32_t) bits); }
+static inline void vi_store(int32_t * p, vi a) { memcpy(p, &a, sizeof a); }
+static inline vi vi_of_vf(vf a) {
+    const vf whole = vf_round(a);
+    return (vi) {(int32_t) whole[0], (int32_t) whole[1], (int32_t) whole[2], (int32_t) whole[3]};
+}
+static inline vi vi_bits(vf a) { return (vi) a; }
+static inline vf vf_from_bits(vi a) { return (vf) a; }
 #define VI_DOT4_OFFSET 0
 #define VI_DOT4_IS_FAST 0
 static inline void vf_store_bytes(uint8_t * p, vf x) {

@@ -279,7 +279,7 @@ fn what_is_no_number_still_gives_top_k_rows() {
     let random = &mut Random::new(7);
     let shape = SHAPES[0];
     let n_rows = 20 * shape.top_k;
-    for key_type in [RowType::F32, RowType::F16] {
+    for key_type in KEY_TYPES {
         let keys = keys(key_type, 128, n_rows, |row| {
             let mut key = random.normals(128);
             match row % 4 {

@@ -52,16 +52,23 @@ static float largest_eigenvalue(const gram * g, int32_t n, int32_t d) {
         }
     }
     float largest = 0.0f;
-    for (int32_t i = 0; i < n; i++) {
-        vf row_sum = vf_set1(0.0f);
+    for (int32_t i = 0; i < n; i += 4) {
+        vf row_sums[4] = {vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f)};
         for (int32_t j = 0; j < n; j += VF_LANES) {
-            vf sum = vf_set1(0.0f);
+            vf sums[4] = {vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f)};
             for (int32_t k = 0; k < n; k++) {
-                sum = vf_fma(vf_set1(g->products[(int64_t) i * n + k]), vf_load(g->products + (int64_t) k * n + j), sum);
+                const vf column = vf_load(g->products + (int64_t) k * n + j);
+                for (int a = 0; a < 4; a++) {
+                    sums[a] = vf_fma(vf_set1(g->products[(int64_t) (i + a) * n + k]), column, sums[a]);
+                }
             }
-            row_sum = vf_add(row_sum, vf_max(sum, vf_sub(vf_set1(0.0f), sum)));
+            for (int a = 0; a < 4; a++) {
+                row_sums[a] = vf_add(row_sums[a], vf_abs(sums[a]));
+            }
         }
-        largest = fmaxf(largest, vf_sum(row_sum));
+        float squared[4];
+        vf_reduce4(squared, row_sums[0], row_sums[1], row_sums[2], row_sums[3]);
+        largest = fmaxf(largest, fmaxf(fmaxf(squared[0], squared[1]), fmaxf(squared[2], squared[3])));
     }
     return sqrtf(largest);
 }

@@ -8,6 +8,7 @@
 #include "../../simd/rows.h"
 #include "args.h"
 #include "bound.h"
+#include "fp4.h"
 #include "keep.h"
 #include "scores.h"
 
@@ -32,7 +33,6 @@ typedef struct token {
 typedef struct arena {
     token    tokens[TOKENS];
     gram     gram;
-    float *  head;     // [n_head][d]: one query as FP4 sees it
     float *  keys;     // [BLOCK][d]
     float *  gathered; // [BLOCK][d]
     uint8_t * bytes;   // [BLOCK][d]
@@ -81,7 +81,6 @@ static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * b
     }
     a->gram.vectors = take(&at, d * n_lanes * sizeof(float));
     a->gram.products = take(&at, n_lanes * n_lanes * sizeof(float));
-    a->head = take(&at, d * (size_t) args->n_head * sizeof(float));
     a->keys = take(&at, BLOCK * d * sizeof(float));
     a->gathered = take(&at, BLOCK * d * sizeof(float));
     a->bytes = take(&at, BLOCK * d);
@@ -146,44 +145,6 @@ static void write_top(const fathom_index_topk_args * args, int32_t t, const uint
     args->n_top[t] = n;
 }
 
-// Exponents of the groups of a row in FP4: the smallest, if none is more than three above it. Groups of zeros do not count.
-static int common_exponent(const uint8_t * row, int32_t d, int32_t * smallest) {
-    int32_t least = 255;
-    int32_t most = 0;
-    for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
-        const int32_t exponent = row[d / 2 + g];
-        uint64_t codes[2];
-        memcpy(codes, row + g * FATHOM_FP4_GROUP / 2, sizeof codes);
-        if (((codes[0] | codes[1]) & 0x7777777777777777u) != 0) {
-            least = exponent < least ? exponent : least;
-            most = exponent > most ? exponent : most;
-        }
-    }
-    *smallest = least == 255 ? 127 : least;
-    return most - least <= 3;
-}
-
-// Twice the numbers of a row in FP4, as multiples of 2^smallest, plus VI_DOT4_OFFSET.
-static void expand_codes(const uint8_t * row, int32_t d, int32_t smallest, uint8_t * bytes) {
-#define TIMES(n) \
-    {VI_DOT4_OFFSET + 0, VI_DOT4_OFFSET + n, VI_DOT4_OFFSET + 2 * n, VI_DOT4_OFFSET + 3 * n, VI_DOT4_OFFSET + 4 * n, VI_DOT4_OFFSET + 6 * n, \
-     VI_DOT4_OFFSET + 8 * n, VI_DOT4_OFFSET + 12 * n, VI_DOT4_OFFSET + 0, (uint8_t) (VI_DOT4_OFFSET - n), (uint8_t) (VI_DOT4_OFFSET - 2 * n), \
-     (uint8_t) (VI_DOT4_OFFSET - 3 * n), (uint8_t) (VI_DOT4_OFFSET - 4 * n), (uint8_t) (VI_DOT4_OFFSET - 6 * n), (uint8_t) (VI_DOT4_OFFSET - 8 * n), \
-     (uint8_t) (VI_DOT4_OFFSET - 12 * n)}
-    static const uint8_t tables[4][16] = {TIMES(1), TIMES(2), TIMES(4), TIMES(8)};
-#undef TIMES
-    for (int32_t g = 0; g < d / FATHOM_FP4_GROUP; g++) {
-        const int32_t above = row[d / 2 + g] - smallest;
-        // Exponents out of reach are those of groups of zeros.
-        vec_expand_codes(row + g * FATHOM_FP4_GROUP / 2, tables[above < 0 || above > 3 ? 0 : above], bytes + g * FATHOM_FP4_GROUP);
-    }
-}
-
-// One unit of expand_codes.
-static float unit_of(int32_t smallest) {
-    return 0.5f * fathom_f32_from_e8m0((uint8_t) smallest);
-}
-
 static void set_channels(const query * q, const float * heads, int32_t n_head) {
     memset(q->channels, 0, (size_t) q->d * (size_t) q->n_lanes * sizeof(float));
     for (int32_t h = 0; h < n_head; h++) {
@@ -191,33 +152,6 @@ static void set_channels(const query * q, const float * heads, int32_t n_head) {
             q->channels[(int64_t) c * q->n_lanes + h] = heads[(int64_t) h * q->d + c];
         }
     }
-}
-
-// A query for keys in FP4: rotated and rounded as they are.
-static void set_query_fp4(token * tok, const float * q, int32_t n_head, float * heads) {
-    const int32_t d = tok->q.d;
-    tok->in_bytes = 1;
-    for (int32_t h = 0; h < n_head; h++) {
-        float * head = heads + (int64_t) h * d;
-        uint8_t row[d];
-        uint8_t bytes[d];
-        int32_t smallest;
-        memcpy(head, q + (int64_t) h * d, (size_t) d * sizeof(float));
-        fathom_hadamard(head, d);
-        fathom_row_store_of(FATHOM_ROW_FP4, d, 0, head, row);
-        fathom_row_load_of(FATHOM_ROW_FP4, d, 0, row, head);
-        tok->in_bytes &= common_exponent(row, d, &smallest);
-        expand_codes(row, d, smallest, bytes);
-        int32_t sum = 0;
-        for (int32_t c = 0; c < d; c++) {
-            const int8_t byte = (int8_t) (bytes[c] - VI_DOT4_OFFSET);
-            tok->q.bytes[((int64_t) (c / 4) * tok->q.n_lanes + h) * 4 + c % 4] = byte;
-            sum += byte;
-        }
-        tok->q.bytes_bias[h] = -VI_DOT4_OFFSET * sum;
-        tok->q.bytes_weights[h] = tok->q.weights[h] * unit_of(smallest);
-    }
-    set_channels(&tok->q, heads, n_head);
 }
 
 static void set_query(const fathom_index_topk_args * args, int32_t row_type, int64_t n_rows, const arena * a, token * tok) {
@@ -236,11 +170,11 @@ static void set_query(const fathom_index_topk_args * args, int32_t row_type, int
     tok->n_confirmed = 0;
     tok->kept.n = 0;
     tok->kept.is_open = 1;
+    set_channels(&tok->q, q, args->n_head);
     if (row_type == FATHOM_ROW_FP4) {
-        set_query_fp4(tok, q, args->n_head, a->head);
+        tok->in_bytes = query_to_fp4(&tok->q, args->n_head);
         return;
     }
-    set_channels(&tok->q, q, args->n_head);
     // The bound has a price of its own, and excludes nothing as long as most rows win.
     if (VI_DOT4_IS_FAST && n_rows >= 4 * (int64_t) args->top_k && args->n_embd % 16 == 0) {
         tok->bound = query_to_bytes(&tok->q, q, args->n_head, &a->gram);
