@@ -77,7 +77,8 @@ def ask_with_tool(url: str, model: str, city: str) -> None:
     if not calls:
         judge("a call of get_weather", message)
         return
-    if [call["function"] for call in calls] != [{"name": "get_weather", "arguments": {"city": city}}]:
+    made = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    if made != [("get_weather", {"city": city})]:
         say("note", f"get_weather of {city} was expected (under-trained)")
     say("result", json.dumps(RESULT))
     results = [{"role": "tool", "tool_name": call["function"]["name"], "content": json.dumps(RESULT)} for call in calls]

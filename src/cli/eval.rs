@@ -197,8 +197,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
 }
 
 fn model(name: &str, found: &store::Model, kind: Kind, exact: bool) -> anyhow::Result<Model> {
-    let path = found.weights.first().with_context(|| format!("model `{name}` has no weights"))?.clone();
-    Ok(Model { name: name.to_owned(), path, kind, exact })
+    ensure!(!found.weights.is_empty(), "model `{name}` has no weights");
+    Ok(Model { name: name.to_owned(), weights: found.weights.clone(), kind, exact })
 }
 
 /// What the model is compared with: each of the three flags changes one thing.

@@ -9,8 +9,10 @@
 //! model reads them row by row. Sums are in F64. Nothing here knows the command line or a server.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use fathom_gguf::File;
 
 use crate::chat::{self, Family, Message, Request, Role};
 use crate::engine::{self, Engine, Kind, Settings};
@@ -36,7 +38,8 @@ pub const BUILT_IN_TEXT: &str = include_str!("text.txt");
 pub struct Model {
     /// What the user called it.
     pub name: String,
-    pub path: PathBuf,
+    /// The files of its weights, in order.
+    pub weights: Vec<PathBuf>,
     pub kind: Kind,
     /// Round nothing: [`engine::load_f32`].
     pub exact: bool,
@@ -129,14 +132,14 @@ pub enum Error {
 /// # Errors
 /// [`Error`]; nothing of what was measured before is given out.
 pub fn run(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Report, Error> {
-    let tokenizer = Arc::new(tokenizer(&job.model.path)?);
+    let tokenizer = Arc::new(tokenizer(&job.model)?);
     let windows = job.text.as_ref().map(|text| windows(job, text, &tokenizer)).transpose()?;
     let prompts = job.needles.map(|grid| needle::prompts(grid, job.family, &tokenizer)).transpose()?;
 
     let mut reference = None;
     if let (Some(model), Some(text), Some(windows)) = (&job.reference, &job.text, &windows) {
         // Two files can be compared only where they speak about the same tokens.
-        if model.path != job.model.path && self::windows(job, text, &self::tokenizer(&model.path)?)? != *windows {
+        if model.weights != job.model.weights && self::windows(job, text, &self::tokenizer(model)?)? != *windows {
             return Err(other_vocabulary(job, model, "the text has other tokens".to_owned()));
         }
         reference = Some(text::reference(job, model, windows, watch)?);
@@ -154,8 +157,14 @@ pub fn run(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Report, Error> {
     Ok(report)
 }
 
-fn tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    Ok(Tokenizer::from_gguf(fathom_gguf::File::open(path)?.metadata())?)
+impl Model {
+    fn open(&self) -> Result<File, Error> {
+        Ok(File::open_shards(&self.weights)?)
+    }
+}
+
+fn tokenizer(model: &Model) -> Result<Tokenizer, Error> {
+    Ok(Tokenizer::from_gguf(model.open()?.metadata())?)
 }
 
 fn windows(job: &Job<'_>, text: &Text<'_>, tokenizer: &Tokenizer) -> Result<text::Windows, Error> {
@@ -197,14 +206,8 @@ fn load(job: &Job<'_>, model: &Model, n_ctx: usize, watch: &mut dyn Watch) -> Re
         true
     };
     let engine = match model.exact {
-        true => engine::load_f32(
-            &fathom_gguf::File::open(&model.path)?,
-            &job.scratch,
-            model.kind,
-            &settings,
-            &mut on_progress,
-        )?,
-        false => engine::load(&model.path, model.kind, &settings, &mut on_progress)?,
+        true => engine::load_f32(&model.open()?, &job.scratch, model.kind, &settings, &mut on_progress)?,
+        false => engine::load_file(&model.open()?, model.kind, &settings, &mut on_progress)?,
     };
     let info = engine.info();
     if !info.support.logits {

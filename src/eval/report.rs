@@ -20,7 +20,8 @@ const EXAMPLES: usize = 10;
 pub struct Report {
     pub schema: u32,
     pub model: String,
-    pub file: PathBuf,
+    /// The files of its weights, in order.
+    pub files: Vec<PathBuf>,
     pub file_bytes: Option<u64>,
     pub architecture: String,
     pub engine: String,
@@ -45,8 +46,8 @@ impl Report {
         Report {
             schema: 1,
             model: job.model.name.clone(),
-            file: job.model.path.clone(),
-            file_bytes: std::fs::metadata(&job.model.path).ok().map(|file| file.len()),
+            files: job.model.weights.clone(),
+            file_bytes: job.model.weights.iter().map(|file| Some(std::fs::metadata(file).ok()?.len())).sum(),
             architecture: info.architecture.clone(),
             engine: info.engine.to_owned(),
             exact: job.model.exact,

@@ -337,7 +337,7 @@ mod tests {
 
     fn job(split: Split, family: &Family) -> Job<'_> {
         Job {
-            model: Model { name: "m".into(), path: "m".into(), kind: Kind::Scripted, exact: false },
+            model: Model { name: "m".into(), weights: vec!["m".into()], kind: Kind::Scripted, exact: false },
             reference: None,
             text: None,
             needles: None,

@@ -51,6 +51,13 @@ fn shards_are_served_by_path_and_from_blobs_in_any_order() {
         assert_eq!(home.ask(&server, &["run", path, "hi", "--think=false"]).ok(), "Hello.\n\n", "{path}");
     }
     // Two of three: the message says what is wrong before anything is loaded.
+    // The verbs that work in this process open them too.
+    std::fs::write(home.path().join("hash.json"), r#"{"schema": 1, "play": "hash"}"#).unwrap();
+    let eval = ["--engine", "scripted", "--script", "hash.json", "--only", "text", "--tokens", "600", "--json"];
+    let report: serde_json::Value =
+        serde_json::from_str(&home.run(&[&["eval", "mixed"], &eval[..]].concat()).ok()).unwrap();
+    assert_eq!(report["files"].as_array().unwrap().len(), 3, "{report}");
+
     install(&home, "half", shards[..2].iter().cloned());
     let text = home.ask(&server, &["run", "half", "hi"]).error();
     assert!(text.contains("`split.count` = 3, expected 2"), "{text}");

@@ -13,7 +13,7 @@ use super::golden::golden;
 use super::{exact, fixture, scratch, tiny_a};
 
 fn model(path: &std::path::Path, exact: bool) -> Model {
-    Model { name: path.display().to_string(), path: path.to_owned(), kind: Kind::Llama, exact }
+    Model { name: path.display().to_string(), weights: vec![path.to_owned()], kind: Kind::Llama, exact }
 }
 
 /// A text of the built-in one's first tokens, on one thread.
@@ -115,4 +115,18 @@ fn the_command_compares_default_arithmetic_with_exact() {
     assert_eq!(report["needles"]["inexact_lengths"], 0);
     let left: Vec<_> = std::fs::read_dir(scratch("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".tmp")), "left behind: {left:?}");
+}
+
+/// Both engines in exact arithmetic say the same about the same text, up to the order of additions.
+#[test]
+#[cfg(feature = "native")]
+fn two_engines_differ_by_no_more_than_rounding() {
+    let native = Model { kind: Kind::Native, ..model(tiny_a(), true) };
+    let report = measure(native, Some(model(tiny_a(), true)), Split { first: 256, second: 37 });
+    let text = report.text.unwrap();
+    let against = text.against.unwrap();
+    println!("{:?}, noise of native {:?}", against.divergence, text.noise);
+    assert_eq!((report.engine.as_str(), against.engine.as_str()), ("native", "llama"));
+    assert!(against.divergence.mean_kl < 1e-6 && against.divergence.same_top > 0.99, "{:?}", against.divergence);
+    assert!((text.perplexity.loss - against.perplexity.loss).abs() < 1e-4);
 }

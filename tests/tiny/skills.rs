@@ -10,7 +10,7 @@ use crate::support::heldout::{Case, cases};
 /// Share of right answers of each skill, below which the model, an engine or the interface has got worse: a little below what the
 /// checkpoint in the tree was seen to reach. A new checkpoint raises them, and nothing lowers them. Skills that it has not learnt have 0,
 /// and are printed.
-const FLOORS: &[(&str, f64)] = &[("chat", 0.5), ("json", 0.25), ("retrieval", 0.0), ("thinking", 0.05), ("tools", 0.0)];
+const FLOORS: &[(&str, f64)] = &[("chat", 0.85), ("json", 0.7), ("retrieval", 0.35), ("thinking", 0.1), ("tools", 0.2)];
 /// Share of answers that an end token ended.
 const STOPPED: f64 = 1.0;
 
@@ -100,9 +100,9 @@ fn known() -> Vec<(Case, bool)> {
     vec![
         (case("fact", ask("What is the capital of Italy?", false), json!({"contains": ["Rome"]})), true),
         (case("sum", ask("What is 27 + 45?", true), json!({"contains": ["72"]})), false),
-        (case("tool call", call, called), false),
-        (case("tool result", told, json!({"contains": ["15"]})), false),
-        (case("needle", ask(&haystack, false), json!({"contains": ["4821"]})), false),
+        (case("tool call", call, called), true),
+        (case("tool result", told, json!({"contains": ["15", "sunny"]})), true),
+        (case("needle", ask(&haystack, false), json!({"contains": ["4821"]})), true),
     ]
 }
 
