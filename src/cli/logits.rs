@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 
 use super::settings::{self, EngineFlags};
-use super::{message, weights};
+use super::{inside, message, weights};
 use crate::config::Config;
 use crate::engine::{self, Batch, BatchToken, Engine, Output, Outputs, Settings};
 use crate::ids::{Pos, SeqId, TokenId};
@@ -32,6 +32,10 @@ pub struct Args {
     /// attention, no repacked weights
     #[arg(long)]
     f32: bool,
+    /// Also compare the values inside every layer with those of this golden file, and name the first that differs (`native`, with
+    /// `--f32`; all tokens in one step)
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "chunk", requires = "f32")]
+    compare: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -41,7 +45,8 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let (kind, settings) = settings::engine(&config)?;
     let tokens = tokens(&args.tokens)?;
     let model = weights::open(&args.model, &config)?;
-    let chunk = args.chunk.map_or(DEFAULT_CHUNK, |n| n as usize).min(tokens.len());
+    let asked = if args.compare.is_some() { tokens.len() } else { args.chunk.map_or(DEFAULT_CHUNK, |n| n as usize) };
+    let chunk = asked.min(tokens.len());
     let settings = Settings {
         n_ctx: if settings.n_ctx == 0 { tokens.len() } else { settings.n_ctx },
         n_seq_max: 1,
@@ -81,6 +86,10 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let file = out.into_inner().map_err(|error| error.into_error())?;
     file.persist(&args.out).with_context(|| format!("cannot write `{}`", args.out.display()))?;
     eprintln!("wrote logits [{}, {}] to {}", shape[0], shape[1], args.out.display());
+    if let Some(golden) = &args.compare {
+        engine.release(SeqId(0));
+        inside::compare(&mut *engine, &tokens, golden)?;
+    }
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod create;
 mod eval;
 mod export;
 mod human;
+mod inside;
 mod launch;
 mod list;
 mod logits;

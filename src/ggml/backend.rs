@@ -329,7 +329,8 @@ fn node_name(node: &c::ggml_tensor) -> String {
         (c::GGML_OP_MUL_MAT, false) => {
             // SAFETY: a source lives as long as its node.
             let name = text(unsafe { &*node.src[0] }.name.as_ptr());
-            name.split('.').filter(|part| !matches!(*part, "blk" | "weight") && part.parse::<u32>().is_err()).collect()
+            let tells = |part: &&str| !matches!(*part, "blk" | "weight") && part.parse::<u32>().is_err();
+            name.split('.').filter(tells).collect::<Vec<_>>().join(".")
         }
         (c::GGML_OP_CUSTOM, _) => text(node.name.as_ptr()),
         _ => String::new(),

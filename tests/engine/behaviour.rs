@@ -203,10 +203,11 @@ fn an_aborted_step_ends_early_and_only_costs_its_sequences(kind: Kind) {
         raiser.join().unwrap();
         abort_down(&settings);
         if matches!(result, Err(Error::Aborted)) {
-            aborted = true;
             let more = Batch { tokens: tokens(2, 0, &text[..1]) };
-            let error = engine.step(&more, &mut Outputs::default()).unwrap_err();
+            // On a busy machine the flag can be up before the step begins; then nothing was computed.
+            let Err(error) = engine.step(&more, &mut Outputs::default()) else { continue };
             assert!(error.to_string().contains("release it first"), "{error}");
+            aborted = true;
             break;
         }
     }

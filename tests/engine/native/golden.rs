@@ -4,7 +4,7 @@ use fathom::engine::{Batch, Engine, Inspect, Outputs, Probe, Settings, Value};
 use safetensors::SafeTensors;
 
 use super::super::golden::{Golden, golden, models, run};
-use super::super::{assert_close, fixture, tokens, top};
+use super::super::{assert_close, fixture, scratch, tiny_a, tokens, top};
 use super::{exact, load_exact, native_exact};
 
 /// Of logits, and of values inside layers, which are of the same magnitude.
@@ -102,6 +102,43 @@ fn every_value_inside_every_layer_is_the_golden_one() {
             assert!(compared >= 5 * 3, "{compared} values");
         }
     }
+}
+
+#[test]
+fn the_command_compares_layer_by_layer() {
+    let bytes = std::fs::read(fixture("tiny-v4-a").join("golden.safetensors")).unwrap();
+    let compare = |golden: &std::path::Path| {
+        let ids: Vec<u32> = super::super::golden::golden("tiny-v4-a", 48).tokens.iter().map(|id| id.0).collect();
+        let tokens = scratch("tokens-48.json");
+        std::fs::write(&tokens, serde_json::to_vec(&ids).unwrap()).unwrap();
+        std::process::Command::new(env!("CARGO_BIN_EXE_fathom"))
+            .args(["logits", "--engine", "native", "--threads", "1", "--f32", "--model"])
+            .arg(tiny_a())
+            .args(["--tokens", &format!("@{}", tokens.display())])
+            .args(["--out", scratch("logits-48.safetensors").to_str().unwrap()])
+            .args(["--compare", golden.to_str().unwrap()])
+            .output()
+            .unwrap()
+    };
+    let same = compare(&fixture("tiny-v4-a").join("golden.safetensors"));
+    let table = String::from_utf8_lossy(&same.stdout);
+    assert!(same.status.success(), "{table}{}", String::from_utf8_lossy(&same.stderr));
+    assert!(table.contains("layer_3.index_selected"), "{table}");
+
+    // One changed number of layer 2, and it is that layer that is named.
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let data = file.tensor("prompt_48.layer_2.ffn_out").unwrap().data();
+    let at = data.as_ptr().addr() - bytes.as_ptr().addr();
+    let mut changed = bytes.clone();
+    changed[at..at + 4].copy_from_slice(&100.0_f32.to_le_bytes());
+    let golden = scratch("changed.safetensors");
+    std::fs::write(&golden, changed).unwrap();
+    let differs = compare(&golden);
+    let error = String::from_utf8_lossy(&differs.stderr);
+    assert!(
+        !differs.status.success() && error.contains("`layer_2.ffn_out` is the first value that differs"),
+        "{error}"
+    );
 }
 
 #[track_caller]
