@@ -92,7 +92,9 @@ fn exact_arithmetic_gives_the_golden_logits() {
             ..Settings::default()
         };
         let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let mut engine = engine::load_f32(model(), scratch, kind, &settings, &mut |_| true).unwrap();
+        let mut engine =
+            engine::load_f32(&fathom_gguf::File::open(model()).unwrap(), scratch, kind, &settings, &mut |_| true)
+                .unwrap();
         for n_tokens in [64, 600, 3000] {
             let golden = golden(n_tokens);
             assert_eq!(golden.tokens.len(), n_tokens);

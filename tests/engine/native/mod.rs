@@ -16,7 +16,7 @@ fn exact() -> Settings {
 }
 
 fn load_exact(path: &Path, settings: &Settings) -> Box<dyn Engine> {
-    engine::load_f32(path, Path::new(""), Kind::Native, settings, &mut |_| true).unwrap()
+    engine::load_f32(&File::open(path).unwrap(), Path::new(""), Kind::Native, settings, &mut |_| true).unwrap()
 }
 
 /// As [`load_exact`], as the type that can be probed.
