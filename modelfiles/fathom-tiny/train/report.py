@@ -37,7 +37,7 @@ def main():
         if r:
             out.append(row(name, percent(r["right"]), percent(master["skills"][s]["right"]) if master else "-", percent(r["stopped"]), r["cases"],
                            percent(accepted["skills"][s]["accepted"])))
-    out += ["", f"End token over all cases: {percent(released['stopped'])}. MTP acceptance over all: {percent(accepted['accepted'])}.", "", "By kind (released form):", ""]
+    out += ["", f"End token over all cases: {100 * released['stopped']:.1f} %. MTP acceptance over all: {percent(accepted['accepted'])}.", "", "By kind (released form):", ""]
     out += [row("skill", "kind", "right", "cases"), "|---|---|---|---|"]
     for s in SKILLS:
         for kind, k in released["skills"].get(s, {"kinds": {}})["kinds"].items():
