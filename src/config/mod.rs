@@ -368,6 +368,6 @@ mod tests {
         let mut config = Config::defaults(Path::new("/home/u"));
         let row = Variable::by_name("KV_CACHE_TYPE").unwrap();
         let error = config.apply_flag(row, "q5").unwrap_err().to_string();
-        assert_eq!(error, "`--kv-cache-type` has the value `q5`, expected `f32`, `f16`, `q8_0` or `q4_0`");
+        assert_eq!(error, "`--kv-cache-type` has the value `q5`, expected `f32`, `f16`, `q8_0`, `q4_0` or `fp8`");
     }
 }
