@@ -30,7 +30,18 @@ const SETS: [(&str, &str, &[&str]); 3] = [
     (
         "AVX512",
         "x86_64",
-        &["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
+        &[
+            "-mavx2",
+            "-mfma",
+            "-mf16c",
+            "-mbmi2",
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512vl",
+            "-mavx512dq",
+            "-mavx512vnni",
+            "-mavx512vbmi",
+        ],
     ),
     ("NEON", "aarch64", &[]),
 ];

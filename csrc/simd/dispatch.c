@@ -23,7 +23,8 @@ const fathom_kernels * fathom_kernels_for(int32_t isa) {
 #ifdef FATHOM_WITH_AVX512
         case FATHOM_ISA_AVX512:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")
+                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
+                           __builtin_cpu_supports("avx512vbmi")
                        ? &fathom_kernels_avx512
                        : NULL;
 #endif

@@ -20,7 +20,7 @@ enum {
     FATHOM_ISA_PORTABLE = 0,
     FATHOM_ISA_NEON     = 1,
     FATHOM_ISA_AVX2     = 2,  // with FMA, F16C, BMI2
-    FATHOM_ISA_AVX512   = 3,  // F, BW, VL, DQ, VNNI
+    FATHOM_ISA_AVX512   = 3,  // F, BW, VL, DQ, VNNI, VBMI: Ice Lake and Zen 4 on
     FATHOM_N_ISA        = 4,
 };
 

@@ -1,6 +1,6 @@
 //! `expert_ffn`: the routed experts.
 
-use super::{Scratch, Version, count, or_null, run, sys};
+use super::{Version, Workspace, count, or_null, run_phases, sys};
 
 /// Element types with kernels of our own. Discriminants are ggml's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub struct ExpertFfn<'a> {
 ///
 /// # Panics
 /// If a length or an id does not fit the rest.
-pub fn expert_ffn(version: Version, input: &ExpertFfn, nth: usize) -> Vec<f32> {
+pub fn expert_ffn(version: Version, input: &ExpertFfn, nth: usize, workspace: &mut Workspace) -> Vec<f32> {
     let ExpertFfn { n_embd, n_ff, n_used, .. } = *input;
     assert!(n_embd > 0 && n_ff > 0 && n_used > 0);
     assert_eq!(input.x.len() % n_embd, 0);
@@ -125,13 +125,10 @@ pub fn expert_ffn(version: Version, input: &ExpertFfn, nth: usize) -> Vec<f32> {
         };
         let table = isa.table().expect("an available set");
         let scratch_bytes = table.expert_ffn_scratch_bytes.expect("every table is complete");
-        let mut scratch = Scratch::new(scratch_bytes(&raw const args, count(nth)));
-        args.scratch = scratch.as_mut_ptr();
-        for phase in
-            [table.expert_ffn_prepare, table.expert_ffn_gate_up, table.expert_ffn_regroup, table.expert_ffn_down]
-        {
-            run(phase, &args, nth);
-        }
+        args.scratch = workspace.at_least(scratch_bytes(&raw const args, count(nth)));
+        let phases =
+            [table.expert_ffn_prepare, table.expert_ffn_gate_up, table.expert_ffn_regroup, table.expert_ffn_down];
+        run_phases(&phases, &args, nth);
     }
     y
 }

@@ -41,7 +41,7 @@ pub enum Isa {
     Neon = sys::FATHOM_ISA_NEON as isize,
     /// x86-64 with AVX2, FMA, F16C and BMI2.
     Avx2 = sys::FATHOM_ISA_AVX2 as isize,
-    /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
+    /// x86-64 with AVX-512 F, BW, VL, DQ, VNNI and VBMI.
     Avx512 = sys::FATHOM_ISA_AVX512 as isize,
 }
 
@@ -122,23 +122,36 @@ type Phase<A> = Option<unsafe extern "C" fn(*const A, i32, i32)>;
 /// `args` is valid for the kernel: pointers, lengths and indices as its contract says.
 #[expect(unsafe_code, reason = "a call into csrc")]
 unsafe fn run<A>(phase: Phase<A>, args: &A, nth: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { run_phases(&[phase], args, nth) }
+}
+
+/// Runs phase after phase on `nth` threads; no phase begins before all threads have finished the one before.
+///
+/// # Safety
+/// As for [`run`].
+#[expect(unsafe_code, reason = "calls into csrc")]
+unsafe fn run_phases<A>(phases: &[Phase<A>], args: &A, nth: usize) {
     struct Shared<'a, A>(&'a A);
     // SAFETY: kernels are made to be run by several threads on the same arguments; each writes only its own part.
-    unsafe impl<A> Send for Shared<'_, A> {}
+    unsafe impl<A> Sync for Shared<'_, A> {}
 
-    let phase = phase.expect("every table is complete: set.c fills it from ops.def");
     let n = i32::try_from(nth).expect("threads are few");
+    let shared = &Shared(args);
+    let finished = &std::sync::Barrier::new(nth);
+    let part = move |ith: i32| {
+        for phase in phases {
+            let phase = phase.expect("every table is complete: set.c fills it from ops.def");
+            // SAFETY: the caller's promise.
+            unsafe { phase(shared.0, ith, n) };
+            finished.wait();
+        }
+    };
     std::thread::scope(|scope| {
         for ith in 1..n {
-            let shared = Shared(args);
-            scope.spawn(move || {
-                let Shared(args) = { shared };
-                // SAFETY: the caller's promise.
-                unsafe { phase(args, ith, n) }
-            });
+            scope.spawn(move || part(ith));
         }
-        // SAFETY: the caller's promise.
-        unsafe { phase(args, 0, n) }
+        part(0);
     });
 }
 

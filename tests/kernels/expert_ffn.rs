@@ -1,6 +1,6 @@
 //! `expert_ffn` against its reference.
 
-use fathom::kernels::{ElementType, ExpertFfn, Experts, Version, expert_ffn};
+use fathom::kernels::{ElementType, ExpertFfn, Experts, Version, Workspace, expert_ffn};
 use fathom_gguf::{DType, block};
 
 use super::{Bound, Random, assert_close, assert_same};
@@ -71,7 +71,7 @@ impl Ffn {
         let (gate, up, down) = (experts(0), experts(1), experts(2));
         let Ffn { n_embd, n_ff, n_used, .. } = *self;
         let input = ExpertFfn { n_embd, n_ff, n_used, exact, clamp: self.clamp, gate, up, down, x, ids, weights };
-        expert_ffn(version, &input, nth)
+        expert_ffn(version, &input, nth, &mut Workspace::default())
     }
 }
 

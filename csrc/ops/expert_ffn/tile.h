@@ -46,34 +46,55 @@ TILE_INLINE int32_t tile_block_bytes(int32_t type) {
     return type == FATHOM_TYPE_Q8_0 ? 34 : type == FATHOM_TYPE_MXFP4 ? 17 : 18;
 }
 
+// A place in every row of a tile: one pointer for four rows, so that all addresses fit the registers. The empty statement keeps
+// a compiler from making sixteen pointers of them, which it would then have to spill.
+typedef struct tile_place {
+    const uint8_t * rows4[VF_LANES / 4];
+    int64_t         stride, stride3;
+} tile_place;
+
+TILE_INLINE tile_place tile_at(const uint8_t * w, int64_t stride) {
+    tile_place place = { .stride = stride, .stride3 = 3 * stride };
+    for (int i = 0; i < VF_LANES / 4; i++) {
+        place.rows4[i] = w + 4 * i * stride;
+        __asm__("" : "+r"(place.rows4[i]));
+    }
+    return place;
+}
+
+TILE_INLINE const uint8_t * tile_row(const tile_place * at, int r) {
+    const uint8_t * p = at->rows4[r / 4];
+    return r % 4 == 3 ? p + at->stride3 : p + (r % 4) * at->stride;
+}
+
 // ---- per instruction set: load 16 bytes of every row, transposed; one byte of every row; codes to bytes; multiply-add
 
 #if defined(FATHOM_FOR_AVX512) || defined(FATHOM_FOR_AVX2)
 
 #if defined(FATHOM_FOR_AVX512)
 #define TILE_OP(name) _mm512_##name
-// Rows r, r+4, r+8, r+12.
-TILE_INLINE vi tile_rows4(const uint8_t * p, int64_t stride) {
-    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *) p));
-    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 4 * stride)), 1);
-    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 8 * stride)), 2);
-    return _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (p + 12 * stride)), 3);
+// 16 bytes of rows r, r+4, r+8, r+12.
+TILE_INLINE vi tile_rows4(const tile_place * at, int r, int32_t offset) {
+    __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *) (tile_row(at, r) + offset)));
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (tile_row(at, r + 4) + offset)), 1);
+    v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (tile_row(at, r + 8) + offset)), 2);
+    return _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *) (tile_row(at, r + 12) + offset)), 3);
 }
 TILE_INLINE vi tile_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 TILE_INLINE vi tile_table(const int8_t * table) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) table)); }
 #else
 #define TILE_OP(name) _mm256_##name
-TILE_INLINE vi tile_rows4(const uint8_t * p, int64_t stride) {
-    const __m128i low = _mm_loadu_si128((const __m128i *) p);
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *) (p + 4 * stride)), 1);
+TILE_INLINE vi tile_rows4(const tile_place * at, int r, int32_t offset) {
+    const __m128i low = _mm_loadu_si128((const __m128i *) (tile_row(at, r) + offset));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *) (tile_row(at, r + 4) + offset)), 1);
 }
 TILE_INLINE vi tile_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 TILE_INLINE vi tile_table(const int8_t * table) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) table)); }
 #endif
 
-TILE_INLINE void tile_load16(const uint8_t * p, int64_t stride, vi d[4]) {
-    const vi r0 = tile_rows4(p, stride), r1 = tile_rows4(p + stride, stride);
-    const vi r2 = tile_rows4(p + 2 * stride, stride), r3 = tile_rows4(p + 3 * stride, stride);
+TILE_INLINE void tile_load16(const tile_place * at, int32_t offset, vi d[4]) {
+    const vi r0 = tile_rows4(at, 0, offset), r1 = tile_rows4(at, 1, offset);
+    const vi r2 = tile_rows4(at, 2, offset), r3 = tile_rows4(at, 3, offset);
     const vi a = TILE_OP(unpacklo_epi32)(r0, r1), b = TILE_OP(unpackhi_epi32)(r0, r1);
     const vi c = TILE_OP(unpacklo_epi32)(r2, r3), e = TILE_OP(unpackhi_epi32)(r2, r3);
     d[0] = TILE_OP(unpacklo_epi64)(a, c);
@@ -82,12 +103,22 @@ TILE_INLINE void tile_load16(const uint8_t * p, int64_t stride, vi d[4]) {
     d[3] = TILE_OP(unpackhi_epi64)(b, e);
 }
 
+#if defined(FATHOM_FOR_AVX512)
+// vpermb takes six bits of an index, so four copies of the table make the bits above a nibble harmless.
+TILE_INLINE void tile_codes(vi d, vi * low, vi * high) {
+    static const int8_t values[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
+    const vi table = tile_table(values);
+    *low  = _mm512_permutexvar_epi8(d, table);
+    *high = _mm512_permutexvar_epi8(_mm512_srli_epi16(d, 4), table);
+}
+#else
 TILE_INLINE void tile_codes(vi d, vi * low, vi * high) {
     static const int8_t values[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 };
     const vi table = tile_table(values), nibble = TILE_OP(set1_epi8)(15);
     *low  = TILE_OP(shuffle_epi8)(table, tile_and(d, nibble));
     *high = TILE_OP(shuffle_epi8)(table, tile_and(TILE_OP(srli_epi16)(d, 4), nibble));
 }
+#endif
 
 TILE_INLINE vi tile_x4(const int8_t * x) {
     int32_t four;
@@ -95,34 +126,45 @@ TILE_INLINE vi tile_x4(const int8_t * x) {
     return vi_set1(four);
 }
 
-TILE_INLINE __m128i tile_bytes8(const uint8_t * p, int64_t stride) {
-    __m128i even = _mm_cvtsi32_si128(p[0]);
-    __m128i odd  = _mm_cvtsi32_si128(p[4 * stride]);
-    even = _mm_insert_epi8(even, p[stride], 1);
-    odd  = _mm_insert_epi8(odd, p[5 * stride], 1);
-    even = _mm_insert_epi8(even, p[2 * stride], 2);
-    odd  = _mm_insert_epi8(odd, p[6 * stride], 2);
-    even = _mm_insert_epi8(even, p[3 * stride], 3);
-    odd  = _mm_insert_epi8(odd, p[7 * stride], 3);
-    return _mm_unpacklo_epi32(even, odd);
+// One byte of four rows.
+TILE_INLINE __m128i tile_bytes4(const tile_place * at, int r, int32_t offset) {
+    __m128i v = _mm_loadu_si32(tile_row(at, r) + offset);
+    v = _mm_insert_epi8(v, *(tile_row(at, r + 1) + offset), 1);
+    v = _mm_insert_epi8(v, *(tile_row(at, r + 2) + offset), 2);
+    return _mm_insert_epi8(v, *(tile_row(at, r + 3) + offset), 3);
 }
 
-TILE_INLINE __m128i tile_halves8(const uint8_t * p, int64_t stride) {
-    uint16_t halves[8];
-    for (int r = 0; r < 8; r++) {
-        memcpy(&halves[r], p + r * stride, 2);
-    }
-    return _mm_loadu_si128((const __m128i *) halves);
+TILE_INLINE __m128i tile_bytes8(const tile_place * at, int r, int32_t offset) {
+    return _mm_unpacklo_epi32(tile_bytes4(at, r, offset), tile_bytes4(at, r + 4, offset));
+}
+
+TILE_INLINE uint16_t tile_half(const tile_place * at, int r, int32_t offset) {
+    uint16_t half;
+    memcpy(&half, tile_row(at, r) + offset, 2);
+    return half;
+}
+
+// Two bytes of eight rows.
+TILE_INLINE __m128i tile_halves8(const tile_place * at, int r, int32_t offset) {
+    __m128i v = _mm_cvtsi32_si128(tile_half(at, r, offset));
+    __m128i w = _mm_cvtsi32_si128(tile_half(at, r + 4, offset));
+    v = _mm_insert_epi16(v, tile_half(at, r + 1, offset), 1);
+    w = _mm_insert_epi16(w, tile_half(at, r + 5, offset), 1);
+    v = _mm_insert_epi16(v, tile_half(at, r + 2, offset), 2);
+    w = _mm_insert_epi16(w, tile_half(at, r + 6, offset), 2);
+    v = _mm_insert_epi16(v, tile_half(at, r + 3, offset), 3);
+    w = _mm_insert_epi16(w, tile_half(at, r + 7, offset), 3);
+    return _mm_unpacklo_epi64(v, w);
 }
 
 #if defined(FATHOM_FOR_AVX512)
 
-TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
-    return _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(tile_bytes8(p, stride), tile_bytes8(p + 8 * stride, stride)));
+TILE_INLINE vi tile_bytes(const tile_place * at, int32_t offset) {
+    return _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(tile_bytes8(at, 0, offset), tile_bytes8(at, 8, offset)));
 }
 
-TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
-    return _mm512_cvtph_ps(_mm256_set_m128i(tile_halves8(p + 8 * stride, stride), tile_halves8(p, stride)));
+TILE_INLINE vf tile_f16(const tile_place * at, int32_t offset) {
+    return _mm512_cvtph_ps(_mm256_set_m128i(tile_halves8(at, 8, offset), tile_halves8(at, 0, offset)));
 }
 
 TILE_INLINE vf tile_half_of_e8m0(vi e) {
@@ -150,12 +192,12 @@ TILE_INLINE vi tile_q8(vi d) { return _mm512_xor_si512(d, _mm512_set1_epi8((char
 
 #else
 
-TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
-    return _mm256_cvtepu8_epi32(tile_bytes8(p, stride));
+TILE_INLINE vi tile_bytes(const tile_place * at, int32_t offset) {
+    return _mm256_cvtepu8_epi32(tile_bytes8(at, 0, offset));
 }
 
-TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
-    return _mm256_cvtph_ps(tile_halves8(p, stride));
+TILE_INLINE vf tile_f16(const tile_place * at, int32_t offset) {
+    return _mm256_cvtph_ps(tile_halves8(at, 0, offset));
 }
 
 TILE_INLINE vf tile_half_of_e8m0(vi e) {
@@ -195,10 +237,10 @@ TILE_INLINE vi tile_q8(vi d) { return d; }
 
 #else  // four rows; NEON's multiply-add comes through vi_dot4
 
-TILE_INLINE void tile_load16(const uint8_t * p, int64_t stride, vi d[4]) {
+TILE_INLINE void tile_load16(const tile_place * at, int32_t offset, vi d[4]) {
     int32_t columns[4][4];
     for (int r = 0; r < 4; r++) {
-        memcpy(columns[r], p + r * stride, 16);
+        memcpy(columns[r], tile_row(at, r) + offset, 16);
     }
     for (int k = 0; k < 4; k++) {
         d[k] = (vi) { columns[0][k], columns[1][k], columns[2][k], columns[3][k] };
@@ -230,14 +272,14 @@ TILE_INLINE vi tile_x4(const int8_t * x) {
     return vi_set1(four);
 }
 
-TILE_INLINE vi tile_bytes(const uint8_t * p, int64_t stride) {
-    return (vi) { p[0], p[stride], p[2 * stride], p[3 * stride] };
+TILE_INLINE vi tile_bytes(const tile_place * at, int32_t offset) {
+    return (vi) { tile_row(at, 0)[offset], tile_row(at, 1)[offset], tile_row(at, 2)[offset], tile_row(at, 3)[offset] };
 }
 
-TILE_INLINE vf tile_f16(const uint8_t * p, int64_t stride) {
+TILE_INLINE vf tile_f16(const tile_place * at, int32_t offset) {
     uint16_t halves[4];
     for (int r = 0; r < 4; r++) {
-        memcpy(&halves[r], p + r * stride, 2);
+        memcpy(&halves[r], tile_row(at, r) + offset, 2);
     }
     return vf_load_f16(halves);
 }
@@ -269,33 +311,34 @@ TILE_INLINE vi tile_q8(vi d) { return d; }
 TILE_INLINE void tile_load(int32_t type, const uint8_t * w, int64_t stride, int64_t b, vi tile[8], vf scales[2]) {
     vi d[4];
     if (type == FATHOM_TYPE_MXFP4) {
-        const uint8_t * p = w + 17 * b;
-        tile_load16(p + 1, stride, d);
+        const tile_place at = tile_at(w + 17 * b, stride);
+        tile_load16(&at, 1, d);
         for (int k = 0; k < 4; k++) {
             tile_codes(d[k], &tile[k], &tile[4 + k]);
         }
-        scales[0] = tile_half_of_e8m0(tile_bytes(p, stride));
+        scales[0] = tile_half_of_e8m0(tile_bytes(&at, 0));
     } else if (type == FATHOM_TYPE_NVFP4) {
         // A block of 64 is two of ours; in each group of 16 the low nibbles are columns 0..7.
-        const uint8_t * p = w + 36 * (b / 2);
-        tile_load16(p + 4 + 16 * (b % 2), stride, d);
+        const tile_place codes = tile_at(w + 36 * (b / 2) + 4 + 16 * (b % 2), stride);
+        tile_load16(&codes, 0, d);
         tile_codes(d[0], &tile[0], &tile[2]);
         tile_codes(d[1], &tile[1], &tile[3]);
         tile_codes(d[2], &tile[4], &tile[6]);
         tile_codes(d[3], &tile[5], &tile[7]);
-        scales[0] = tile_half_of_ue4m3(tile_bytes(p + 2 * (b % 2), stride));
-        scales[1] = tile_half_of_ue4m3(tile_bytes(p + 2 * (b % 2) + 1, stride));
+        const tile_place at = tile_at(w + 36 * (b / 2) + 2 * (b % 2), stride);
+        scales[0] = tile_half_of_ue4m3(tile_bytes(&at, 0));
+        scales[1] = tile_half_of_ue4m3(tile_bytes(&at, 1));
     } else {
-        const uint8_t * p = w + 34 * b;
-        tile_load16(p + 2, stride, d);
+        const tile_place at = tile_at(w + 34 * b, stride);
+        tile_load16(&at, 2, d);
         for (int k = 0; k < 4; k++) {
             tile[k] = tile_q8(d[k]);
         }
-        tile_load16(p + 18, stride, d);
+        tile_load16(&at, 18, d);
         for (int k = 0; k < 4; k++) {
             tile[4 + k] = tile_q8(d[k]);
         }
-        scales[0] = tile_f16(p, stride);
+        scales[0] = tile_f16(&at, 0);
     }
 }
 
