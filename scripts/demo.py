@@ -82,7 +82,7 @@ def ask_with_tool(url: str, model: str, city: str) -> None:
         say("note", f"get_weather of {city} was expected (under-trained)")
     say("result", json.dumps(RESULT))
     results = [{"role": "tool", "tool_name": call["function"]["name"], "content": json.dumps(RESULT)} for call in calls]
-    judge(f"{RESULT['temperature']} degrees", chat(url, model, [*messages, message, *results], False, [WEATHER]))
+    judge(f"{RESULT['temperature']} degrees and {RESULT['condition']} in {city}", chat(url, model, [*messages, message, *results], False, [WEATHER]))
 
 
 def main() -> None:
