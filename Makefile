@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test quick full style install clean
+.PHONY: help setup build demo test quick full style sanitize install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ full: setup  ## the tests with llama.cpp
 
 style: setup  ## format, lints and documentation links
 	@scripts/style.sh
+
+sanitize:  ## the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/sanitize.sh
 
 install: setup  ## put `fathom` into ~/.cargo/bin
 	@source scripts/env.sh && cargo install --locked --path .

@@ -64,6 +64,11 @@ fn c_build(out: &Path) -> cc::Build {
     let mut build = cc::Build::new();
     // Sums must not depend on which products a compiler fuses: kernels fuse by intrinsics, references not at all.
     build.std("c11").opt_level(3).flag("-ffp-contract=off").out_dir(out);
+    // scripts/sanitize.sh
+    println!("cargo::rerun-if-env-changed=FATHOM_CSRC_FLAGS");
+    for flag in env::var("FATHOM_CSRC_FLAGS").unwrap_or_default().split_whitespace() {
+        build.flag(flag);
+    }
     build
 }
 
