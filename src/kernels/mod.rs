@@ -205,7 +205,7 @@ mod tests {
     use super::sys::*;
     use super::*;
 
-    /// Sizes say that a field is missing; scripts/bindings.sh finds every other difference.
+    /// Sizes say that a field is missing; the feature `bindgen` writes the file anew and shows every other difference.
     #[test]
     fn both_sides_agree_about_every_struct() {
         macro_rules! ours {
