@@ -1,7 +1,7 @@
 //! What users type: one file per verb, each with its `Args` and `run`.
 //!
 //! Verbs that speak about models talk to a server through [`crate::client`]; only `serve`, `convert`, `export`, `verify`,
-//! `render`, `logits`, `bench`, `eval` and the `show` of a file work in this process ([`weights`] says what a name means there).
+//! `render`, `logits`, `bench`, `eval` and the `show` of a file work in this process (`weights` says what a name means there).
 //! Data goes to stdout; progress, warnings and errors go to stderr.
 //! Exit codes: 0 = done, 1 = failed (`error: ...` says why), 2 = the command line makes no sense.
 

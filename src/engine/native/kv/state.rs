@@ -40,7 +40,7 @@ pub fn write(to: &mut dyn Write, fingerprint: &[u8; 32], next: u32, cache: &Cach
     Ok(())
 }
 
-/// Reads what [`write`] wrote into a fresh cache; gives the next position with it.
+/// Reads what [`write()`] wrote into a fresh cache; gives the next position with it.
 ///
 /// # Errors
 /// [`Error::State`] for bytes of something else, of another model, of more than `n_ctx` tokens, or damaged ones.
