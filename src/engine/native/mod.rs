@@ -1,9 +1,9 @@
 //! Our own engine for DeepSeek-V4 on ggml's CPU backend: a graph of ggml's dense products and of our ops (`csrc/ops`) for what defines
 //! the model.
 //!
-//! - [`hparams`] and [`weights`] check the file; nothing after them doubts it. Weights stay where they are mapped.
-//! - [`graph`] builds the forward pass for a number of tokens; an [`Executor`] keeps graphs and reuses them.
-//! - [`kv`] keeps what each sequence has seen. Rows are append-only, so sequences share them; a [`Checkpoint`] is a share.
+//! - `hparams` and `weights` check the file; nothing after them doubts it. Weights stay where they are mapped.
+//! - `graph` builds the forward pass for a number of tokens; an [`Executor`] keeps graphs and reuses them.
+//! - `kv` keeps what each sequence has seen. Rows are append-only, so sequences share them; a [`Checkpoint`] is a share.
 //!
 //! A step that is aborted leaves its sequences half computed: they are refused until they are released or rewound.
 
