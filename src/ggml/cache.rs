@@ -176,8 +176,10 @@ impl Rows {
         while self.segments.len() < segments {
             self.segments.push(Arc::new(Memory::new(self.segment_bytes())));
         }
+        // Entries of full segments stay as they are, else every token would pay for the whole context.
+        let first = open.min(self.table.len());
         self.table.resize(self.segments.len(), std::ptr::null_mut());
-        for (index, (segment, entry)) in self.segments.iter_mut().zip(&mut self.table).enumerate() {
+        for (index, (segment, entry)) in self.segments.iter_mut().zip(&mut self.table).enumerate().skip(first) {
             *entry = match Arc::get_mut(segment) {
                 Some(own) if index >= open => own.lines.as_mut_ptr().cast(),
                 _ => segment.lines.as_ptr().cast_mut().cast(), // full: kernels only read it

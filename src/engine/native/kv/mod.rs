@@ -89,10 +89,13 @@ impl Layout {
     /// Bytes of one sequence of `n_ctx` tokens.
     pub fn bytes(&self, n_ctx: usize) -> u64 {
         let segments = n_ctx.div_ceil(SEGMENT_TOKENS) as u64;
-        let rows = |layer: &LayerLayout| match layer.kind {
-            LayerKind::Sliding => 0,
-            LayerKind::Csa => (SEGMENT_TOKENS / 4 * (self.row_bytes + self.key_bytes)) as u64 * segments,
-            LayerKind::Hca => (SEGMENT_TOKENS / 128 * self.row_bytes) as u64 * segments,
+        let rows = |layer: &LayerLayout| {
+            let bytes = match layer.kind {
+                LayerKind::Sliding => 0,
+                LayerKind::Csa => self.row_bytes + self.key_bytes,
+                LayerKind::Hca => self.row_bytes,
+            };
+            ((bytes << layer.log2_segment_rows()) as u64).saturating_mul(segments)
         };
         self.layers.iter().map(rows).sum::<u64>() + self.fixed_bytes() as u64
     }
