@@ -25,11 +25,13 @@ pub mod machine;
 #[cfg(feature = "native")]
 pub mod native;
 pub mod plan;
+pub mod routing;
 pub mod scripted;
 
 pub use inspect::{Inspect, Probe, Probed, Value};
 pub use machine::{BuildInfo, build_info, check_cpu};
 pub use plan::{Plan, plan, scripted_model};
+pub use routing::Routing;
 
 /// Loads `path` with the engine that `kind` names, on the thread that will step it.
 ///
@@ -459,4 +461,6 @@ pub enum Error {
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Gguf(#[from] fathom_gguf::Error),
+    #[error(transparent)]
+    Routing(#[from] routing::Error),
 }
