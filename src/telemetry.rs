@@ -4,4 +4,4 @@ mod log;
 mod metrics;
 
 pub use log::{Error, Loudness, init};
-pub use metrics::{EndLabel, Metrics};
+pub use metrics::{EndLabel, EngineLabel, Metrics};

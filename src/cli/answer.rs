@@ -208,7 +208,8 @@ pub(super) fn write_stats(stats: &Stats, out: &mut impl Write) -> io::Result<()>
     line("prompt eval rate:", rate(stats.prompt_eval_count, stats.prompt_eval_duration))?;
     line("eval count:", tokens(stats.eval_count))?;
     line("eval duration:", time(stats.eval_duration))?;
-    line("eval rate:", rate(stats.eval_count, stats.eval_duration))
+    line("eval rate:", rate(stats.eval_count, stats.eval_duration))?;
+    line("cached rows:", (!stats.kv.is_empty()).then(|| stats.kv.clone()))
 }
 
 #[cfg(test)]
@@ -295,6 +296,7 @@ mod tests {
             total_duration: Duration::from_millis(2500),
             eval_count: 50,
             eval_duration: Duration::from_secs(2),
+            kv: "fp8".to_owned(),
             ..Stats::default()
         };
         let mut out = Vec::new();
@@ -304,7 +306,8 @@ mod tests {
             "total duration:       2.500s\n\
              eval count:           50 token(s)\n\
              eval duration:        2.000s\n\
-             eval rate:            25.00 tokens/s\n"
+             eval rate:            25.00 tokens/s\n\
+             cached rows:          fp8\n"
         );
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{settings, weights};
 use crate::config::Config;
-use crate::engine::{self, Kind};
+use crate::engine::{self, Kind, KvType};
 use measure::{Job, Measured};
 use report::{FillCheck, Report, Row};
 
@@ -60,6 +60,9 @@ pub struct Args {
     /// Measurements of each row, of which the median is given
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     rounds: usize,
+    /// Element type of cached rows [default: that of the settings]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<String>,
     /// Leave weights in the layout of the file
     #[arg(long)]
     no_repack: bool,
@@ -99,6 +102,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     // Decided once, for rows that can be compared: each process on its own would look at the load of another moment.
     let configured = || config.threads.unwrap_or_else(|| engine::machine::compute_threads().count());
     let threads = args.threads.unwrap_or_else(configured);
+    let kv: KvType = args.kv.as_deref().unwrap_or(&config.kv_cache_type).parse()?;
     ensure!(!args.nodes || engines.contains(&Kind::Native), "only engine `native` can show its nodes");
 
     let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
@@ -110,6 +114,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         threads,
         parallel,
         fill,
+        kv: kv.name().to_owned(),
         repack: !args.no_repack,
         nodes: args.nodes && round == 0 && engine == Kind::Native,
         seed: round as u64,
@@ -138,7 +143,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let report = Report::new(&weights[0], &args, rows, fill_check)?;
+    let report = Report::new(&weights[0], &args, kv, rows, fill_check)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?

@@ -102,6 +102,7 @@ impl<const SERVER: bool> clap::Args for Flags<SERVER> {
         for (flag, row) in Self::rows() {
             let arg = Arg::new(flag)
                 .long(flag)
+                .visible_aliases(row.flag_alias())
                 .value_name(row.value)
                 .help(row.flag_help())
                 .allow_hyphen_values(true)

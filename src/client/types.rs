@@ -149,7 +149,7 @@ pub struct ToolFunction {
 }
 
 /// Numbers of the last line; nanoseconds on the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Stats {
     #[serde(deserialize_with = "nanoseconds")]
@@ -162,6 +162,8 @@ pub struct Stats {
     pub eval_count: u64,
     #[serde(deserialize_with = "nanoseconds")]
     pub eval_duration: Duration,
+    /// Element type of cached rows, unless it is the usual one.
+    pub kv: String,
 }
 
 /// RFC 3339 with any offset.

@@ -36,7 +36,8 @@ pub fn markdown() -> String {
                 let _ = writeln!(text, "- also: `{theirs}`");
             }
             if let Some(flag) = row.flag {
-                let _ = writeln!(text, "- flag: `--{flag} {}`", row.value);
+                let other = row.flag_alias().map(|alias| format!(" or `--{alias} {}`", row.value)).unwrap_or_default();
+                let _ = writeln!(text, "- flag: `--{flag} {}`{other}", row.value);
             }
             let _ = writeln!(text, "- default: {}", row.default);
         }

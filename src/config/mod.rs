@@ -65,7 +65,7 @@ pub struct Config {
     pub gpu_layers: Option<u32>,
     /// `None` = the engine decides.
     pub flash_attention: Option<bool>,
-    /// Element type of cached keys and values, as [`crate::engine::KvType`] spells it.
+    /// Element type of cached rows: one of [`KV_TYPES`].
     pub kv_cache_type: String,
     /// Whether ggml copies weights into a layout its matrix kernels prefer.
     pub repack: bool,
@@ -92,6 +92,12 @@ pub enum LogFormat {
     Text,
     Json,
 }
+
+/// Element types of cached rows, as a setting, an option of a request and a PARAMETER spell them; `engine::KvType` says what they are.
+pub const KV_TYPES: &[&str] = &["f32", "f16", "q8_0", "q4_0", "fp8"];
+
+/// Other spellings of flags: that of the variable, for who knows it from Ollama.
+pub const FLAG_ALIASES: &[(&str, &str)] = &[("kv", "kv-cache-type")];
 
 /// One row of the table.
 #[derive(Debug)]
@@ -156,6 +162,11 @@ impl Variable {
     /// `OLLAMA_HOST`, where it has a meaning here.
     pub fn ollama_env(&self) -> Option<String> {
         self.ollama.then(|| format!("OLLAMA_{}", self.name))
+    }
+
+    /// The other spelling of its flag.
+    pub fn flag_alias(&self) -> Option<&'static str> {
+        FLAG_ALIASES.iter().find(|(flag, _)| self.flag == Some(flag)).map(|(_, alias)| *alias)
     }
 
     /// The row called `name`.
@@ -368,6 +379,6 @@ mod tests {
         let mut config = Config::defaults(Path::new("/home/u"));
         let row = Variable::by_name("KV_CACHE_TYPE").unwrap();
         let error = config.apply_flag(row, "q5").unwrap_err().to_string();
-        assert_eq!(error, "`--kv-cache-type` has the value `q5`, expected `f32`, `f16`, `q8_0`, `q4_0` or `fp8`");
+        assert_eq!(error, "`--kv` has the value `q5`, expected `f32`, `f16`, `q8_0`, `q4_0` or `fp8`");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Group, Host, LogFormat, Source, Variable, boolean, clean, number, parse_bytes, parse_duration};
+use super::{Group, Host, KV_TYPES, LogFormat, Source, Variable, boolean, clean, number, parse_bytes, parse_duration};
 
 /// All settings. `docs/configuration.md` and the flags of `serve` come from here.
 pub static VARIABLES: &[Variable] = &[
@@ -231,15 +231,15 @@ pub static VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "KV_CACHE_TYPE",
-        flag: Some("kv-cache-type"),
+        flag: Some("kv"),
         ollama: true,
         group: Group::Engine,
         value: "TYPE",
         default: "f16",
-        help: "Element type of cached keys and values: `f32`, `f16`, `q8_0` and `q4_0` (`llama` only), `fp8` (`native` only)",
+        help: "Element type of cached rows: `f32`, `f16`, `q8_0` and `q4_0` (`llama` only), `fp8` (`native` only); a request may choose another with its option `kv`",
         set: |c, v, _| {
             let word = v.to_ascii_lowercase();
-            if !["f32", "f16", "q8_0", "q4_0", "fp8"].contains(&word.as_str()) {
+            if !KV_TYPES.contains(&word.as_str()) {
                 return Err("`f32`, `f16`, `q8_0`, `q4_0` or `fp8`".into());
             }
             c.kv_cache_type = word;

@@ -282,6 +282,8 @@ pub struct EngineInfo {
     pub n_batch: usize,
     /// Most tokens of one step that may ask for output.
     pub n_outputs: usize,
+    /// Element type of cached rows, of all its sequences.
+    pub kv_type: KvType,
     pub memory: Memory,
     pub support: Support,
 }
@@ -305,7 +307,7 @@ pub enum FlashAttention {
     Off,
 }
 
-/// Element type of cached keys and values.
+/// Element type of cached rows; `config::KV_TYPES` are their words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvType {
     F32,
@@ -421,15 +423,22 @@ impl FromStr for KvType {
     }
 }
 
-impl fmt::Display for KvType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl KvType {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
             KvType::F32 => "f32",
             KvType::F16 => "f16",
             KvType::Q8_0 => "q8_0",
             KvType::Q4_0 => "q4_0",
             KvType::Fp8 => "fp8",
-        })
+        }
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

@@ -64,6 +64,7 @@ pub fn plan(script: &Script, model: &Model, settings: &Settings, available_bytes
         n_ubatch: n_batch,
         n_outputs: n_batch,
         n_threads: 1,
+        kv_type: settings.kv_type,
         memory: Memory { weights: script.memory_bytes, ..Memory::default() },
         available_bytes,
         ..Plan::default()
@@ -172,6 +173,7 @@ impl Scripted {
                 n_seq_max: plan.n_seq_max,
                 n_batch: plan.n_batch,
                 n_outputs: plan.n_outputs,
+                kv_type: plan.kv_type,
                 memory: plan.memory,
                 support: Support { logits: true, checkpoint: able, fork: able, save: able, ..Support::default() },
             },

@@ -14,6 +14,8 @@ mod write;
 
 use serde_json::Value;
 
+use crate::config::KV_TYPES;
+
 pub use create::{Base, Changes, Error as CreateError, Event, Events, Spec, create};
 pub use parse::{Error, Fault, Parsed, is_version, parameter, parse, parse_bytes};
 pub use write::{Unwritable, number, write};
@@ -84,6 +86,8 @@ pub enum ParameterType {
     Boolean,
     /// Repeats; each one adds a string.
     Strings,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
 }
 
 /// Every PARAMETER that means something.
@@ -93,6 +97,7 @@ pub const PARAMETERS: &[(&str, ParameterType)] = &[
     ("num_gpu", ParameterType::Integer),
     ("main_gpu", ParameterType::Integer),
     ("use_mmap", ParameterType::Boolean),
+    ("kv", ParameterType::OneOf(KV_TYPES)),
     ("num_thread", ParameterType::Integer),
     ("draft_num_predict", ParameterType::Integer),
     ("num_keep", ParameterType::Integer),

@@ -49,6 +49,8 @@ pub enum Fault {
     Float(String),
     #[error("invalid bool value [{0}]")]
     Boolean(String),
+    #[error("invalid value [{given}], expected {}", words.join(", "))]
+    Word { given: String, words: &'static [&'static str] },
     #[error("message role must be one of \"system\", \"user\", or \"assistant\"")]
     Role,
     #[error("requires must be a valid semver (e.g. 0.14.0)")]
@@ -318,6 +320,8 @@ fn parameter_value(kind: ParameterType, text: &str) -> Result<Value, Fault> {
             _ => Err(Fault::Boolean(text.to_string())),
         },
         ParameterType::Strings => Ok(Value::from(text)),
+        ParameterType::OneOf(words) if words.contains(&text) => Ok(Value::from(text)),
+        ParameterType::OneOf(words) => Err(Fault::Word { given: text.to_string(), words }),
     }
 }
 

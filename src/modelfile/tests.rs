@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::KV_TYPES;
 
 fn instructions(text: &str) -> Vec<Instruction> {
     parse(text).unwrap_or_else(|e| panic!("{text:?}: {e}")).modelfile.instructions
@@ -74,6 +75,7 @@ fn errors_point_at_the_place() {
         ("FROM x\nPARAMETER temperature nan", Fault::Float("nan".into()), 2, 23),
         ("FROM x\nPARAMETER top_k 1.5", Fault::Integer("1.5".into()), 2, 17),
         ("FROM x\nPARAMETER use_mmap maybe", Fault::Boolean("maybe".into()), 2, 20),
+        ("FROM x\nPARAMETER kv q5", Fault::Word { given: "q5".into(), words: KV_TYPES }, 2, 14),
         ("FROM x\nPARAMETER top_k", Fault::NoValue("PARAMETER"), 2, 16),
         ("FROM x\nMESSAGE tool hi", Fault::Role, 2, 9),
         ("FROM x\nREQUIRES new", Fault::Requires, 2, 10),

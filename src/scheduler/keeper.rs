@@ -394,6 +394,7 @@ impl Thread {
             engine = info.engine,
             n_ctx = info.n_ctx,
             sequences = info.n_seq_max,
+            kv = %info.kv_type,
             memory_bytes = info.memory.total(),
             seconds = took.as_secs_f64(),
             "loaded"

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Error;
+use crate::engine::KvType;
 use crate::ids::TokenId;
 use crate::sampler::{self, Scored};
 
@@ -77,4 +78,6 @@ pub struct Stats {
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
+    /// Element type of the cached rows that the answer was computed with.
+    pub kv_type: KvType,
 }

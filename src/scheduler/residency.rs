@@ -416,6 +416,7 @@ fn suits<I: PartialEq, S>(model: &Model<I>, want: &Want<I, S>) -> bool {
         && has.main_gpu == wants.main_gpu
         && has.use_mmap == wants.use_mmap
         && has.n_threads == wants.n_threads
+        && has.kv_type == wants.kv_type
 }
 
 #[cfg(test)]

@@ -236,6 +236,7 @@ impl Sequence {
         Ok(reason)
     }
 
+    /// All but what only the engine knows.
     pub(super) fn stats(&self) -> Stats {
         let first = self.first_token.unwrap_or_else(Instant::now);
         Stats {
@@ -246,6 +247,7 @@ impl Sequence {
             queued: self.started - self.arrived,
             prefill: first.saturating_duration_since(self.started),
             decode: self.last_token.map_or(Duration::ZERO, |last| last - first),
+            ..Stats::default()
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{self, Engine, Plan, Progress, Settings};
+use crate::engine::{self, Engine, KvType, Plan, Progress, Settings};
 use crate::tokens::{self, Tokenizer};
 
 /// How a model comes into memory. Called on the scheduler's own threads, never on an async one.
@@ -53,6 +53,7 @@ pub struct LoadOptions {
     pub main_gpu: Option<u32>,
     pub use_mmap: Option<bool>,
     pub n_threads: Option<usize>,
+    pub kv_type: Option<KvType>,
 }
 
 impl LoadOptions {
@@ -66,6 +67,7 @@ impl LoadOptions {
             main_gpu: self.main_gpu.or(settings.main_gpu),
             use_mmap: Some(self.use_mmap.unwrap_or(settings.use_mmap)),
             n_threads: self.n_threads.and_then(set).or(set(settings.n_threads)),
+            kv_type: Some(self.kv_type.unwrap_or(settings.kv_type)),
         }
     }
 
@@ -78,6 +80,7 @@ impl LoadOptions {
             main_gpu: self.main_gpu.or(settings.main_gpu),
             use_mmap: self.use_mmap.unwrap_or(settings.use_mmap),
             n_threads: self.n_threads.unwrap_or(settings.n_threads),
+            kv_type: self.kv_type.unwrap_or(settings.kv_type),
             abort: Arc::default(),
             ..settings.clone()
         }

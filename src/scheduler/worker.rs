@@ -14,10 +14,10 @@ use super::batch::{Planner, Want};
 use super::control::{Control, End};
 use super::prefix::{self, Remembered, Slot as Past, Source};
 use super::sequence::{Client, Job, Readiness, Sequence};
-use super::{DoneReason, Error, Event};
+use super::{DoneReason, Error, Event, Stats};
 use crate::engine::{Batch, BatchToken, Checkpoint, Engine, Output, Outputs};
 use crate::ids::{Pos, SeqId, TokenId};
-use crate::telemetry::{EndLabel, Metrics};
+use crate::telemetry::{EndLabel, EngineLabel, Metrics};
 
 /// What a worker must know besides its engine.
 pub(super) struct Setup {
@@ -280,6 +280,8 @@ impl Worker {
                 from = ?start.from,
                 "starts"
             );
+            let computed_by = EngineLabel { engine: info.engine, kv: info.kv_type.name() };
+            self.setup.metrics.computed.get_or_create(&computed_by).inc();
             self.setup.metrics.prompt_tokens.inc_by(sequence.prompt().len() as u64);
             self.setup.metrics.cached_tokens.inc_by(reused as u64);
             if reused > 0 {
@@ -432,7 +434,7 @@ impl Worker {
                         DoneReason::Stop => "stop",
                         DoneReason::Length => "length",
                     };
-                    let stats = sequence.stats();
+                    let stats = Stats { kv_type: self.engine.info().kv_type, ..sequence.stats() };
                     self.end(i, Event::Done { reason, stats }, label);
                 }
                 Err(error) => self.end(i, Event::Failed(error), "failed"),

@@ -17,12 +17,21 @@ pub struct EndLabel {
     pub reason: &'static str,
 }
 
+/// What computed a request: the engine, and the element type of its cached rows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EngineLabel {
+    pub engine: &'static str,
+    pub kv: &'static str,
+}
+
 /// The program's metrics. Clones share their numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
     /// Requests that reached a model, by how they ended.
     pub requests: Family<EndLabel, Counter>,
+    /// Requests that got a sequence, by what computes them.
+    pub computed: Family<EngineLabel, Counter>,
     /// Tokens of prompts, cached ones included.
     pub prompt_tokens: Counter,
     /// Tokens of prompts that were not computed again.
@@ -63,6 +72,7 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Arc::default(),
             requests: Family::default(),
+            computed: Family::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -81,6 +91,7 @@ impl Metrics {
         };
         let mut r = Registry::with_prefix("fathom");
         r.register("requests", "Requests that reached a model, by how they ended", metrics.requests.clone());
+        r.register("computed_requests", "Requests by engine and type of cached rows", metrics.computed.clone());
         r.register("prompt_tokens", "Tokens of prompts, cached ones included", metrics.prompt_tokens.clone());
         r.register("cached_tokens", "Prompt tokens taken from the prefix cache", metrics.cached_tokens.clone());
         r.register("generated_tokens", "Tokens generated", metrics.generated_tokens.clone());

@@ -404,3 +404,37 @@ fn an_engine_that_panics_is_an_error_and_is_loaded_again() {
     assert!(error.starts_with("model runner has unexpectedly stopped"), "{error}");
     assert_eq!(server.get("/").text(), "Ollama is running");
 }
+
+#[test]
+fn another_row_type_loads_the_model_anew_and_is_shown() {
+    let server = Server::start(answers(&["Hi"]));
+    let last = |options: Value| {
+        let request = json!({"model": "tiny", "prompt": "A", "raw": true, "options": options});
+        server.post("/api/generate", &request).lines().pop().unwrap()
+    };
+    let counted =
+        |kv: &str| server.metric(&format!("fathom_computed_requests_total{{engine=\"scripted\",kv=\"{kv}\"}}"));
+    assert_eq!(last(json!({})).get("kv"), None, "the usual one is not mentioned");
+    assert_eq!(last(json!({"kv": "fp8"}))["kv"], "fp8");
+    assert_eq!(last(json!({"kv": "fp8", "num_ctx": 4096}))["kv"], "fp8");
+    assert_eq!(server.metric("fathom_loads_total"), 2.0, "the second `fp8` shares the load of the first");
+    assert_eq!((counted("f16"), counted("fp8")), (1.0, 2.0));
+    assert_eq!(last(json!({"kv": "f16"})).get("kv"), None);
+    assert_eq!(server.metric("fathom_loads_total"), 3.0);
+
+    let refused = server.post("/api/generate", &json!({"model": "tiny", "prompt": "A", "options": {"kv": "q5"}}));
+    assert_eq!(refused.status, 500, "as Ollama answers wrong options");
+    assert_eq!(refused.json()["error"], r#"option "kv" must be one of f32, f16, q8_0, q4_0, fp8, not "q5""#);
+}
+
+#[test]
+fn a_modelfile_decides_the_row_type_unless_the_request_does() {
+    let parts = Parts { params: Some(json!({"kv": "fp8"})), ..Parts::default() };
+    let server = Server::with_model(answers(&["Hi"]), model::metadata("deepseek4"), &parts);
+    for (options, kv) in
+        [(json!({}), json!("fp8")), (json!({"kv": "f32"}), json!("f32")), (json!({"kv": "f16"}), Value::Null)]
+    {
+        let request = json!({"model": "tiny", "prompt": "A", "raw": true, "stream": false, "options": options});
+        assert_eq!(server.post("/api/generate", &request).json()["kv"], kv, "{options}");
+    }
+}

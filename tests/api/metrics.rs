@@ -13,6 +13,7 @@ fn requests_tokens_and_loads_are_counted() {
     server.post("/api/generate", &json!({"model": "tiny", "prompt": "A", "raw": true}));
     for (name, value) in [
         ("fathom_requests_total{reason=\"stop\"}", 1.0),
+        ("fathom_computed_requests_total{engine=\"scripted\",kv=\"f16\"}", 1.0),
         ("fathom_prompt_tokens_total", 2.0),
         ("fathom_generated_tokens_total", 4.0),
         ("fathom_loads_total", 1.0),

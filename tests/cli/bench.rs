@@ -12,13 +12,13 @@ fn a_model_without_tokenizer_or_weights_is_measured_on_the_scripted_engine() {
         ["bench", "--model", "tiny.gguf", "--engine", "scripted", "--context", "8,16", "--prompt", "4", "--gen", "2"];
     let json = home.run(&[&args[..], &["--rounds", "1", "--threads", "1", "--json"]].concat()).ok();
     let report: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(report["schema"], 1);
+    assert_eq!((&report["schema"], &report["kv"]), (&Value::from(1), &Value::from("f16")));
     let rows = report["rows"].as_array().unwrap();
     assert_eq!(rows.iter().map(|row| row["context"].as_u64().unwrap()).collect::<Vec<_>>(), [8, 16]);
     assert!(rows.iter().all(|row| row["decode_tok_s"].as_f64().is_some_and(|rate| rate > 0.0)), "{json}");
 
-    let table = home.run(&[&args[..], &["--rounds", "1", "--threads", "1"]].concat()).ok();
-    assert!(table.contains("DEPTH") && table.contains("scripted"), "{table}");
+    let table = home.run(&[&args[..], &["--rounds", "1", "--threads", "1", "--kv", "fp8"]].concat()).ok();
+    assert!(table.contains("DEPTH") && table.contains("scripted") && table.contains("fp8 rows"), "{table}");
 }
 
 #[test]
@@ -31,6 +31,7 @@ fn what_cannot_be_measured_is_named() {
         (&["--model", "text.gguf", "--engine", "scripted"], "text.gguf"),
         (&["--model", "tiny.gguf", "--engine", "warp"], "`warp`"),
         (&["--model", "tiny.gguf", "--engine", "native"], "`native`"),
+        (&["--model", "tiny.gguf", "--engine", "scripted", "--kv", "q5"], "`q5`"),
         (&["--model", "tiny.gguf", "--engine", "scripted", "--fill", "jump"], "engine `scripted` cannot jump"),
     ] {
         let error = home.run(&[&["bench"], args].concat()).error();

@@ -1,7 +1,7 @@
 //! What generate and chat say, line by line.
 //!
-//! Field names, order and the rule that zero numbers and empty lists are left out are Ollama's; `truncated` is ours: what had to be
-//! left out of the prompt, in the last line only.
+//! Field names, order and the rule that zero numbers and empty lists are left out are Ollama's. Ours, in the last line only, are
+//! `truncated`: what had to be left out of the prompt, and `kv`: the type of cached rows, unless it is the usual one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::chat::{Arguments, RawJson, ToolCall};
 use crate::completion::{Likelihood, TokenLogprob, Truncated};
+use crate::engine::KvType;
 use crate::scheduler::{DoneReason, Stats};
 
 /// A line of `/api/generate`.
@@ -113,6 +114,9 @@ pub struct Metrics {
     pub eval_count: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub eval_duration: u64,
+    /// Element type of the cached rows; left out when it is the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv: Option<&'static str>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -129,6 +133,7 @@ impl Metrics {
             prompt_eval_duration: nanoseconds(stats.prefill),
             eval_count: stats.generated_tokens as u64,
             eval_duration: nanoseconds(stats.decode),
+            kv: (stats.kv_type != KvType::default()).then_some(stats.kv_type.name()),
         }
     }
 }

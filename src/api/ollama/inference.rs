@@ -197,6 +197,7 @@ impl Subject {
             main_gpu: options.main_gpu,
             use_mmap: options.use_mmap,
             n_threads: options.num_thread,
+            kv_type: options.kv,
         };
         Ok(app.scheduler.acquire(&self.target.spec, &load, terms.keep_alive).await?)
     }

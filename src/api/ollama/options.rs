@@ -7,6 +7,8 @@
 use serde_json::{Map, Value};
 
 use crate::chat::family::Sampling;
+use crate::config::KV_TYPES;
+use crate::engine::KvType;
 use crate::sampler::{self, Mirostat};
 
 /// Everything that a request may tune, after all layers.
@@ -24,6 +26,8 @@ pub struct Options {
     pub num_gpu: Option<u32>,
     pub main_gpu: Option<u32>,
     pub use_mmap: Option<bool>,
+    /// Element type of cached rows; `None` = the server's.
+    pub kv: Option<KvType>,
     mirostat: i64,
     mirostat_tau: f32,
     mirostat_eta: f32,
@@ -41,6 +45,7 @@ impl Default for Options {
             num_gpu: None,
             main_gpu: None,
             use_mmap: None,
+            kv: None,
             mirostat: 0,
             // The defaults of the paper and of llama.cpp.
             mirostat_tau: 5.0,
@@ -56,6 +61,8 @@ pub enum Error {
     Type { name: &'static str, expected: &'static str },
     #[error("option {name:?} must be of an array of strings")]
     Strings { name: &'static str },
+    #[error("option {name:?} must be one of {}, not {given:?}", words.join(", "))]
+    Word { name: &'static str, given: String, words: &'static [&'static str] },
     #[error("option \"mirostat\" must be 0, 1 or 2, not {0}")]
     Mirostat(i64),
 }
@@ -66,6 +73,8 @@ enum Set {
     Float(fn(&mut Options, f32)),
     Boolean(fn(&mut Options, bool)),
     Strings(fn(&mut Options, Vec<String>)),
+    /// One of these words.
+    OneOf(&'static [&'static str], fn(&mut Options, &str)),
 }
 
 /// The least context that Ollama loads a model with.
@@ -80,6 +89,7 @@ const TABLE: &[(&str, Set)] = &[
     ("num_gpu", Set::Integer(|o, v| o.num_gpu = u32::try_from(v).ok())),
     ("main_gpu", Set::Integer(|o, v| o.main_gpu = u32::try_from(v).ok())),
     ("use_mmap", Set::Boolean(|o, v| o.use_mmap = Some(v))),
+    ("kv", Set::OneOf(KV_TYPES, |o, v| o.kv = v.parse().ok())),
     ("num_predict", Set::Integer(|o, v| o.num_predict = v)),
     ("stop", Set::Strings(|o, v| o.stop = v)),
     ("seed", Set::Integer(|o, v| o.sampler.seed = (v != -1).then_some(v as u64))),
@@ -160,6 +170,13 @@ impl Set {
                 let array = value.as_array().ok_or(wrong("array"))?;
                 let strings: Option<Vec<String>> = array.iter().map(|item| item.as_str().map(str::to_owned)).collect();
                 set(to, strings.ok_or(Error::Strings { name })?);
+            }
+            Set::OneOf(words, set) => {
+                let given = value.as_str().ok_or(wrong("string"))?;
+                if !words.contains(&given) {
+                    return Err(Error::Word { name, given: given.to_owned(), words });
+                }
+                set(to, given);
             }
         }
         Ok(())
@@ -249,10 +266,21 @@ mod tests {
             (json!({"use_mmap": 1}), r#"option "use_mmap" must be of type boolean"#),
             (json!({"stop": "\n"}), r#"option "stop" must be of type array"#),
             (json!({"stop": ["a", 1]}), r#"option "stop" must be of an array of strings"#),
+            (json!({"kv": 8}), r#"option "kv" must be of type string"#),
+            (json!({"kv": "q5"}), r#"option "kv" must be one of f32, f16, q8_0, q4_0, fp8, not "q5""#),
             (json!({"mirostat": 3}), r#"option "mirostat" must be 0, 1 or 2, not 3"#),
         ] {
             assert_eq!(options(&[value]).unwrap_err().to_string(), text);
         }
+    }
+
+    #[test]
+    fn every_type_of_cached_rows_can_be_asked_for() {
+        for word in KV_TYPES {
+            let kv = options(&[json!({"kv": word})]).unwrap().kv;
+            assert_eq!(kv.map(KvType::name), Some(*word));
+        }
+        assert_eq!(options(&[json!({"kv": null})]).unwrap().kv, None);
     }
 
     /// What a Modelfile may set is what a request may set, with the same types.
@@ -268,6 +296,7 @@ mod tests {
                     Set::Float(_) => ParameterType::Float,
                     Set::Boolean(_) => ParameterType::Boolean,
                     Set::Strings(_) => ParameterType::Strings,
+                    Set::OneOf(words, _) => ParameterType::OneOf(words),
                 };
                 (*name, kind)
             })

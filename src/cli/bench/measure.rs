@@ -27,6 +27,8 @@ pub(super) struct Job {
     pub(super) threads: usize,
     pub(super) parallel: usize,
     pub(super) fill: Fill,
+    /// Element type of cached rows.
+    pub(super) kv: String,
     pub(super) repack: bool,
     /// Time every node of one more prefill chunk and one more decode step.
     pub(super) nodes: bool,
@@ -67,6 +69,7 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         n_seq_max: job.parallel,
         n_outputs: job.parallel,
         n_threads: job.threads,
+        kv_type: job.kv.parse()?,
         repack: job.repack,
         jump: job.fill == Fill::Jump,
         ..base

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::measure::{Measured, NodeTime};
 use super::{Args, Fill};
 use crate::cli::table::Table;
-use crate::engine::{Kind, machine};
+use crate::engine::{Kind, KvType, machine};
 
 /// The JSON output. Rates are tokens per second of all sequences together.
 #[derive(Debug, Serialize)]
@@ -19,6 +19,8 @@ pub(super) struct Report {
     prompt: usize,
     r#gen: usize,
     rounds: usize,
+    /// Element type of cached rows.
+    kv: &'static str,
     rows: Vec<Row>,
     /// The first row measured with a jump, and once with a real fill.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +128,7 @@ impl Report {
     pub(super) fn new(
         path: &Path,
         args: &Args,
+        kv: KvType,
         rows: Vec<Row>,
         fill_check: Option<FillCheck>,
     ) -> anyhow::Result<Report> {
@@ -148,6 +151,7 @@ impl Report {
             prompt: args.prompt,
             r#gen: args.r#gen,
             rounds: args.rounds,
+            kv: kv.name(),
             rows,
             fill_check,
         })
@@ -165,8 +169,8 @@ impl Report {
         writeln!(out, "{} ({}, {})", self.file.path, self.file.architecture, machine::human(self.file.bytes))?;
         writeln!(
             out,
-            "prefill of {} and decode of {} tokens at each depth, median of {} rounds\n",
-            self.prompt, self.r#gen, self.rounds
+            "prefill of {} and decode of {} tokens at each depth, {} rows, median of {} rounds\n",
+            self.prompt, self.r#gen, self.kv, self.rounds
         )?;
         let mut table = Table::with_header(&[
             "ENGINE",

@@ -179,6 +179,7 @@ impl Llama {
             n_seq_max: settings.n_seq_max,
             n_batch: settings.n_batch,
             n_outputs: settings.n_outputs,
+            kv_type: settings.kv_type,
             memory: Memory { weights: file.tensor_bytes(), ..context.memory() },
             support: Support {
                 logits: !settings.embedding,

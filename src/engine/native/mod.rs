@@ -125,6 +125,7 @@ impl Native {
             n_seq_max: settings.n_seq_max,
             n_batch: settings.n_batch,
             n_outputs: settings.n_outputs,
+            kv_type: settings.kv_type,
             memory: Memory {
                 weights: file.tensor_bytes() + model.weights.owned_bytes() as u64,
                 kv: model.layout.bytes(settings.n_ctx).saturating_mul(settings.n_seq_max as u64),
