@@ -26,6 +26,7 @@ pub mod machine;
 pub mod native;
 pub mod plan;
 pub mod routing;
+mod rules;
 pub mod scripted;
 
 pub use inspect::{Inspect, Probe, Probed, Value};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::rules::{self, Place, Rules};
 use super::{
     Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Kind, Memory, Output, Outputs, Plan, Progress, Settings,
     StepStats, Support,
@@ -75,6 +76,7 @@ pub fn plan(script: &Script, model: &Model, settings: &Settings, available_bytes
 #[derive(Debug)]
 pub struct Scripted {
     script: Script,
+    rules: Rules,
     answers: Vec<Vec<TokenId>>,
     info: EngineInfo,
     end: TokenId,
@@ -92,6 +94,16 @@ struct Sequence {
     life: u64,
     /// A step with this sequence failed; only a release helps.
     broken: bool,
+}
+
+impl Place for Sequence {
+    fn next(&self) -> u32 {
+        self.state.tokens.len() as u32
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken
+    }
 }
 
 /// All that a sequence remembers.
@@ -180,6 +192,7 @@ impl Scripted {
             end: model.end,
             control: model.control.clone(),
             abort: settings.abort.clone(),
+            rules: Rules::new(false),
             sequences: vec![Sequence::default(); plan.n_seq_max],
             steps: 0,
             answers_begun: 0,
@@ -187,26 +200,14 @@ impl Scripted {
         })
     }
 
-    fn sequence(&mut self, seq: SeqId) -> Result<&mut Sequence, Error> {
-        let n_seq_max = self.info.n_seq_max;
-        let sequence = self.sequences.get_mut(seq.0 as usize);
-        sequence.ok_or_else(|| Error::Batch(format!("sequence {} of {n_seq_max}", seq.0)))
-    }
-
     fn empty_sequence(&mut self, seq: SeqId) -> Result<&mut Sequence, Error> {
-        let sequence = self.sequence(seq)?;
-        match sequence.state.tokens.is_empty() && !sequence.broken {
-            true => Ok(sequence),
-            false => Err(Error::Batch(format!("sequence {} is not empty", seq.0))),
-        }
+        rules::must_be_empty(&self.sequences, seq)?;
+        Ok(&mut self.sequences[seq.0 as usize])
     }
 
     fn whole_sequence(&mut self, seq: SeqId) -> Result<&mut Sequence, Error> {
-        let sequence = self.sequence(seq)?;
-        match sequence.broken {
-            false => Ok(sequence),
-            true => Err(Error::Batch(format!("sequence {} was not released after a failed step", seq.0))),
-        }
+        rules::sound(&self.sequences, seq)?;
+        Ok(&mut self.sequences[seq.0 as usize])
     }
 
     /// The front part of a sequence that a mark stands for. Like a real cache it trusts that the sequence was not rewound
@@ -236,41 +237,12 @@ impl Scripted {
 
     /// Every rule of [`Batch`], before anything is computed.
     fn check(&mut self, batch: &Batch) -> Result<(), Error> {
-        let tokens = &batch.tokens;
-        if tokens.is_empty() || tokens.len() > self.info.n_batch {
-            return Err(Error::Batch(format!("{} tokens, 1 to {} can be computed", tokens.len(), self.info.n_batch)));
-        }
-        let (n_vocab, n_ctx) = (self.info.n_vocab, self.info.n_ctx);
-        let mut seen: Vec<SeqId> = Vec::new();
-        for of_sequence in tokens.chunk_by(|a, b| a.seq == b.seq) {
-            let seq = of_sequence[0].seq;
-            if seen.contains(&seq) {
-                return Err(Error::Batch(format!("the tokens of sequence {} are not together", seq.0)));
+        self.rules.check(batch, &self.info, &self.sequences, |output| match output {
+            Output::Logits => Ok(()),
+            Output::Embedding | Output::Hidden => {
+                Err(Error::Unsupported { engine: NAME, what: "compute embeddings or hidden states".into() })
             }
-            seen.push(seq);
-            let start = self.whole_sequence(seq)?.state.tokens.len();
-            for (expected, token) in (start..).zip(of_sequence) {
-                if token.pos.0 as usize != expected {
-                    let (found, seq) = (token.pos.0, seq.0);
-                    return Err(Error::Batch(format!(
-                        "position {found} of sequence {seq}, the next one is {expected}"
-                    )));
-                }
-                if expected >= n_ctx {
-                    return Err(Error::ContextFull { seq, n_ctx });
-                }
-                if token.token.0 as usize >= n_vocab {
-                    return Err(Error::Batch(format!("token {} of {n_vocab}", token.token.0)));
-                }
-                if token.output.is_some_and(|o| o != Output::Logits) {
-                    return Err(Error::Unsupported {
-                        engine: NAME,
-                        what: "compute embeddings or hidden states".into(),
-                    });
-                }
-            }
-        }
-        Ok(())
+        })
     }
 
     /// Sleeps as the script says, unless it is aborted.
@@ -381,6 +353,9 @@ impl Engine for Scripted {
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<StepStats, Error> {
         out.clear();
         self.check(batch)?;
+        if batch.tokens.is_empty() {
+            return Ok(StepStats::default());
+        }
         let start = Instant::now();
         if let Some(trace) = &self.script.trace {
             // Nobody listens any more: fine.
@@ -433,7 +408,7 @@ impl Engine for Scripted {
                 None => self.remembered(at)?,
             },
         };
-        self.sequence(to)?.state = state;
+        self.empty_sequence(to)?.state = state;
         Ok(())
     }
 
@@ -492,7 +467,7 @@ impl Engine for Scripted {
             1 if playable => state.playing = Some(Playing { answer, at }),
             _ => return Err(Error::State("an answer that this script does not have".into())),
         }
-        self.sequence(seq)?.state = state;
+        self.empty_sequence(seq)?.state = state;
         Ok(Pos(n_tokens as u32))
     }
 }

@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use fathom_gguf::{DType, File};
 
+use super::rules::{self, Place, Rules, runs};
 use super::{
     Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, FlashAttention, KvType, Memory, Output, Outputs,
     Progress, Settings, StepStats, Support,
@@ -55,7 +56,7 @@ pub struct Llama {
     place: Vec<usize>,
     sequences: Vec<Sequence>,
     going_back: GoingBack,
-    jump: bool,
+    rules: Rules,
     abort: Arc<AtomicBool>,
     /// What a saved state must have been made with.
     fingerprint: [u8; 32],
@@ -80,6 +81,16 @@ struct Sequence {
 struct Cut {
     number: u64,
     to: u32,
+}
+
+impl Place for Sequence {
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken
+    }
 }
 
 impl Sequence {
@@ -198,33 +209,16 @@ impl Llama {
             place: Vec::new(),
             sequences: vec![Sequence::default(); settings.n_seq_max],
             going_back,
-            jump: settings.jump,
+            rules: Rules::new(settings.jump),
             abort: Arc::clone(&settings.abort),
             fingerprint: state::fingerprint(file, settings),
             info,
         })
     }
 
-    fn sequence(&self, seq: SeqId) -> Result<&Sequence, Error> {
-        self.sequences.get(seq.0 as usize).ok_or_else(|| {
-            Error::Batch(format!("there is no sequence {}, only {} of them", seq.0, self.info.n_seq_max))
-        })
-    }
-
     /// A sequence whose state may be used.
     fn sound(&self, seq: SeqId) -> Result<&Sequence, Error> {
-        let sequence = self.sequence(seq)?;
-        if sequence.broken {
-            return Err(Error::Batch(format!("a step of sequence {} failed: release it first", seq.0)));
-        }
-        Ok(sequence)
-    }
-
-    fn must_be_empty(&self, seq: SeqId) -> Result<(), Error> {
-        if self.sound(seq)?.next != 0 {
-            return Err(Error::Batch(format!("sequence {} is not empty: release it first", seq.0)));
-        }
-        Ok(())
+        rules::sound(&self.sequences, seq)
     }
 
     fn needs(&self, supported: bool, what: &str) -> Result<(), Error> {
@@ -232,50 +226,15 @@ impl Llama {
     }
 
     /// Every rule of [`Batch`], before anything is computed.
-    fn validate(&self, batch: &Batch) -> Result<(), Error> {
-        if batch.tokens.len() > self.info.n_batch {
-            let (n, most) = (batch.tokens.len(), self.info.n_batch);
-            return Err(Error::Batch(format!("{n} tokens are more than a step takes ({most})")));
-        }
-        let rows = batch.tokens.iter().filter(|token| token.output.is_some()).count();
-        if rows > self.info.n_outputs {
-            let most = self.info.n_outputs;
-            return Err(Error::Batch(format!("{rows} rows of output are more than a step gives ({most})")));
-        }
-        for run in runs(&batch.tokens) {
-            let seq = run[0].seq;
-            let sequence = self.sound(seq)?;
-            if batch.tokens.iter().filter(|token| token.seq == seq).count() != run.len() {
-                return Err(Error::Batch(format!("the tokens of sequence {} are not consecutive", seq.0)));
-            }
-            let start = if self.jump && sequence.next == 0 { run[0].pos.0 } else { sequence.next };
-            for (index, token) in run.iter().enumerate() {
-                self.validate_token(token, u64::from(start) + index as u64)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_token(&self, token: &BatchToken, next: u64) -> Result<(), Error> {
-        if token.token.0 as usize >= self.info.n_vocab {
-            let (id, n) = (token.token.0, self.info.n_vocab);
-            return Err(Error::Batch(format!("token {id} is not in the vocabulary of {n}")));
-        }
-        if next >= self.info.n_ctx as u64 {
-            return Err(Error::ContextFull { seq: token.seq, n_ctx: self.info.n_ctx });
-        }
-        if u64::from(token.pos.0) != next {
-            let (seq, pos) = (token.seq.0, token.pos.0);
-            return Err(Error::Batch(format!("position {pos} of sequence {seq} does not follow: expected {next}")));
-        }
-        match token.output {
-            None => Ok(()),
-            Some(Output::Logits) => self.needs(self.info.support.logits, "give logits when loaded for embeddings"),
-            Some(Output::Embedding) => {
-                self.needs(self.info.support.embedding, "give embeddings unless loaded for them")
-            }
-            Some(Output::Hidden) => Err(unsupported("give hidden streams")),
-        }
+    fn validate(&mut self, batch: &Batch) -> Result<(), Error> {
+        let support = self.info.support;
+        self.rules.check(batch, &self.info, &self.sequences, |output| match output {
+            Output::Logits if support.logits => Ok(()),
+            Output::Logits => Err(unsupported("give logits when loaded for embeddings")),
+            Output::Embedding if support.embedding => Ok(()),
+            Output::Embedding => Err(unsupported("give embeddings unless loaded for them")),
+            Output::Hidden => Err(unsupported("give hidden streams")),
+        })
     }
 
     /// Computes what is in `self.batch`; marks its sequences broken when that fails.
@@ -417,7 +376,7 @@ impl Engine for Llama {
 
     fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
         self.needs(self.info.support.checkpoint, "rewind this model")?;
-        let sequence = self.sequence(seq)?;
+        let sequence = rules::existing(&self.sequences, seq)?;
         match to.state.downcast_ref::<Saved>() {
             None => Err(Error::State("it was made by another engine".to_owned())),
             Some(Saved::Empty) => {
@@ -443,7 +402,7 @@ impl Engine for Llama {
         self.needs(self.info.support.fork, "fork a sequence of this model")?;
         let source = self.sound(from)?;
         let end = Pos(source.next);
-        self.must_be_empty(to)?;
+        rules::must_be_empty(&self.sequences, to)?;
         let cut = match at {
             None => None,
             Some(at) => match at.state.downcast_ref::<Saved>() {
@@ -486,7 +445,7 @@ impl Engine for Llama {
 
     fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
         self.needs(self.info.support.save, "restore a state of this model")?;
-        self.must_be_empty(seq)?;
+        rules::must_be_empty(&self.sequences, seq)?;
         let (next, bytes) = state::read(from, &self.fingerprint, self.info.n_ctx, self.info.memory.kv)?;
         if next.0 > 0 {
             self.load_state(seq, &bytes, next)?;
@@ -520,11 +479,6 @@ fn context_params(settings: &Settings) -> Result<sys::ContextParams, Error> {
         embedding: settings.embedding,
         abort: Arc::clone(&settings.abort),
     })
-}
-
-/// Cuts a batch into the tokens of one sequence each.
-fn runs(tokens: &[BatchToken]) -> impl Iterator<Item = &[BatchToken]> {
-    tokens.chunk_by(|a, b| a.seq == b.seq)
 }
 
 fn unsupported(what: &str) -> Error {

@@ -23,13 +23,14 @@ use std::time::Instant;
 use fathom_gguf::File;
 use sha2::{Digest, Sha256};
 
+use super::rules::{self, Place, Rules, runs};
 use super::{
-    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Inspect, Memory, Output, Outputs, Progress, Settings,
-    StepStats, Support,
+    Batch, Checkpoint, Engine, EngineInfo, Error, Inspect, Memory, Output, Outputs, Progress, Settings, StepStats,
+    Support,
 };
 use crate::ggml::ops::Rope;
 use crate::ggml::step::Run;
-use crate::ggml::{self, Executor, GraphId, Step};
+use crate::ggml::{self, Executor, GraphId, LayerCache, Step};
 use crate::ids::{Pos, SeqId};
 use graph::{Model, Ports, Shape};
 use hparams::{Hparams, LayerKind};
@@ -51,12 +52,14 @@ pub struct Native {
     executor: Executor<Shape, Ports>,
     step: Step,
     sequences: Vec<Sequence>,
-    jump: bool,
+    rules: Rules,
     abort: Arc<AtomicBool>,
     /// What a saved state or a checkpoint must have been made with.
     fingerprint: [u8; 32],
     tokens: Vec<i32>,
     rows: Vec<i32>,
+    /// Caches of the sequences of the running step, in the order of its runs; empty otherwise.
+    running: Vec<Vec<LayerCache>>,
 }
 
 struct Sequence {
@@ -67,6 +70,16 @@ struct Sequence {
     counted: u32,
     /// A step failed while it computed this sequence.
     broken: bool,
+}
+
+impl Place for Sequence {
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken
+    }
 }
 
 impl Sequence {
@@ -138,11 +151,12 @@ impl Native {
             sequences: (0..settings.n_seq_max).map(|_| Sequence::empty(&model.layout)).collect(),
             executor,
             step: Step::default(),
-            jump: settings.jump,
+            rules: Rules::new(settings.jump),
             abort: Arc::clone(&settings.abort),
             fingerprint: fingerprint(&file, &model),
             tokens: Vec::new(),
             rows: Vec::new(),
+            running: Vec::new(),
             info,
             model,
         })
@@ -154,70 +168,17 @@ impl Native {
         self.sequences.iter().map(|sequence| sequence.cache.bytes() as u64).sum()
     }
 
-    fn sequence(&self, seq: SeqId) -> Result<&Sequence, Error> {
-        self.sequences.get(seq.0 as usize).ok_or_else(|| {
-            Error::Batch(format!("there is no sequence {}, only {} of them", seq.0, self.info.n_seq_max))
-        })
-    }
-
     /// A sequence whose state may be used.
     fn sound(&self, seq: SeqId) -> Result<&Sequence, Error> {
-        let sequence = self.sequence(seq)?;
-        if sequence.broken {
-            return Err(Error::Batch(format!("a step of sequence {} failed: release it first", seq.0)));
-        }
-        Ok(sequence)
-    }
-
-    fn must_be_empty(&self, seq: SeqId) -> Result<(), Error> {
-        if self.sound(seq)?.next != 0 {
-            return Err(Error::Batch(format!("sequence {} is not empty: release it first", seq.0)));
-        }
-        Ok(())
+        rules::sound(&self.sequences, seq)
     }
 
     /// Every rule of [`Batch`], before anything is computed.
-    fn validate(&self, batch: &Batch) -> Result<(), Error> {
-        if batch.tokens.len() > self.info.n_batch {
-            let (n, most) = (batch.tokens.len(), self.info.n_batch);
-            return Err(Error::Batch(format!("{n} tokens are more than a step takes ({most})")));
-        }
-        let rows = batch.tokens.iter().filter(|token| token.output.is_some()).count();
-        if rows > self.info.n_outputs {
-            let most = self.info.n_outputs;
-            return Err(Error::Batch(format!("{rows} rows of output are more than a step gives ({most})")));
-        }
-        let mut seen = vec![false; self.sequences.len()];
-        for run in runs(&batch.tokens) {
-            let seq = run[0].seq;
-            let sequence = self.sound(seq)?;
-            if std::mem::replace(&mut seen[seq.0 as usize], true) {
-                return Err(Error::Batch(format!("the tokens of sequence {} are not consecutive", seq.0)));
-            }
-            let start = if self.jump && sequence.next == 0 { run[0].pos.0 } else { sequence.next };
-            for (index, token) in run.iter().enumerate() {
-                self.validate_token(token, u64::from(start) + index as u64)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_token(&self, token: &BatchToken, next: u64) -> Result<(), Error> {
-        if token.token.0 as usize >= self.info.n_vocab {
-            let (id, n) = (token.token.0, self.info.n_vocab);
-            return Err(Error::Batch(format!("token {id} is not in the vocabulary of {n}")));
-        }
-        if next >= self.info.n_ctx as u64 {
-            return Err(Error::ContextFull { seq: token.seq, n_ctx: self.info.n_ctx });
-        }
-        if u64::from(token.pos.0) != next {
-            let (seq, pos) = (token.seq.0, token.pos.0);
-            return Err(Error::Batch(format!("position {pos} of sequence {seq} does not follow: expected {next}")));
-        }
-        match token.output {
-            Some(Output::Embedding) => Err(unsupported("give embeddings")),
-            None | Some(Output::Logits | Output::Hidden) => Ok(()),
-        }
+    fn validate(&mut self, batch: &Batch) -> Result<(), Error> {
+        self.rules.check(batch, &self.info, &self.sequences, |output| match output {
+            Output::Embedding => Err(unsupported("give embeddings")),
+            Output::Logits | Output::Hidden => Ok(()),
+        })
     }
 
     /// Computes a validated batch. The values of the graph are those of this step until the next one.
@@ -251,22 +212,25 @@ impl Native {
             sequence.cache.reserve(start + run.len() as u64);
             // Until the step is done.
             sequence.broken = true;
+            self.running.push(std::mem::take(&mut sequence.cache.layers));
         }
         let n_layer = self.model.hparams.layers.len();
-        let mut caches: Vec<Option<&mut Cache>> =
-            self.sequences.iter_mut().map(|sequence| Some(&mut sequence.cache)).collect();
         let bound = self.step.bind(
             n_layer,
-            runs(tokens).map(|run| {
-                let cache = caches[run[0].seq.0 as usize].take().expect("validated: one run of each sequence");
-                Run { n_tokens: run.len(), pos: u64::from(run[0].pos.0), layers: &mut cache.layers }
+            runs(tokens).zip(&mut self.running).map(|(run, layers)| Run {
+                n_tokens: run.len(),
+                pos: u64::from(run[0].pos.0),
+                layers,
             }),
         );
-        match inspect {
+        let ran = match inspect {
             Some(Inspect::Times(timed)) => self.executor.run_timed(id, &bound, *timed),
             _ => self.executor.run(id, &bound),
+        };
+        for (run, layers) in runs(tokens).zip(self.running.drain(..)) {
+            self.sequences[run[0].seq.0 as usize].cache.layers = layers;
         }
-        .map_err(step_error)?;
+        ran.map_err(step_error)?;
         for run in runs(tokens) {
             let sequence = &mut self.sequences[run[0].seq.0 as usize];
             sequence.next = run[run.len() - 1].pos.0 + 1;
@@ -346,7 +310,7 @@ impl Engine for Native {
     }
 
     fn rewind(&mut self, seq: SeqId, to: &Checkpoint) -> Result<(), Error> {
-        self.sequence(seq)?;
+        rules::existing(&self.sequences, seq)?;
         let saved = self.saved(to)?;
         self.release(seq);
         if let Some(snapshot) = &saved.snapshot {
@@ -359,7 +323,7 @@ impl Engine for Native {
 
     fn fork(&mut self, from: SeqId, to: SeqId, at: Option<&Checkpoint>) -> Result<(), Error> {
         let source = self.sound(from)?;
-        self.must_be_empty(to)?;
+        rules::must_be_empty(&self.sequences, to)?;
         let Some(at) = at else {
             let (snapshot, next) = (source.cache.snapshot(), source.next);
             let target = &mut self.sequences[to.0 as usize];
@@ -383,16 +347,11 @@ impl Engine for Native {
     }
 
     fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
-        self.must_be_empty(seq)?;
+        rules::must_be_empty(&self.sequences, seq)?;
         let (next, cache) = kv::read(from, &self.fingerprint, self.info.n_ctx, &self.model.layout)?;
         self.sequences[seq.0 as usize] = Sequence { next, cache, counted: 0, broken: false };
         Ok(Pos(next))
     }
-}
-
-/// Cuts a batch into the tokens of one sequence each.
-fn runs(tokens: &[BatchToken]) -> impl Iterator<Item = &[BatchToken]> {
-    tokens.chunk_by(|a, b| a.seq == b.seq)
 }
 
 fn unsupported(what: &str) -> Error {

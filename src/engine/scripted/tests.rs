@@ -130,19 +130,19 @@ fn batches_that_break_the_rules_are_refused_and_change_nothing() {
     apart.tokens.extend(batch(1, 0, &[7]).tokens);
     apart.tokens.extend(batch(0, 3, &[7]).tokens);
     let cases = [
-        (Batch::default(), "bad batch: 0 tokens, 1 to 16 can be computed"),
-        (batch(0, 0, &[5; 17]), "bad batch: 17 tokens, 1 to 16 can be computed"),
-        (batch(0, 3, &[5]), "bad batch: position 3 of sequence 0, the next one is 2"),
-        (batch(0, 1, &[5]), "bad batch: position 1 of sequence 0, the next one is 2"),
+        (batch(0, 0, &[5; 17]), "bad batch: 17 tokens are more than a step takes (16)"),
+        (batch(0, 3, &[5]), "bad batch: position 3 of sequence 0 does not follow: expected 2"),
+        (batch(0, 1, &[5]), "bad batch: position 1 of sequence 0 does not follow: expected 2"),
         (batch(0, 2, &[5; 5]), "sequence 0 is full: 6 tokens"),
-        (batch(2, 0, &[5]), "bad batch: sequence 2 of 2"),
-        (batch(1, 0, &[50]), "bad batch: token 50 of 50"),
-        (apart, "bad batch: the tokens of sequence 0 are not together"),
+        (batch(2, 0, &[5]), "bad batch: there is no sequence 2, only 2 of them"),
+        (batch(1, 0, &[50]), "bad batch: token 50 is not in the vocabulary of 50"),
+        (apart, "bad batch: the tokens of sequence 0 are not consecutive"),
     ];
     for (bad, message) in cases {
         let error = engine.step(&bad, &mut out).expect_err(message);
         assert_eq!(error.to_string(), message);
     }
+    assert_eq!(engine.step(&Batch::default(), &mut out).expect("nothing to do").tokens, 0);
     engine.step(&batch(0, 2, &[7]), &mut out).expect("nothing has changed");
 }
 
