@@ -15,9 +15,8 @@ use super::{hint, progress, weights};
 use crate::chat::family::{Facts, for_model};
 use crate::completion::facts;
 use crate::config::Config;
-use crate::engine::{self, Kind};
+use crate::engine;
 use crate::eval::{self, Job, Model, Split, Text, Watch, heatmap, needle};
-use crate::store;
 use crate::tokens::Specials;
 
 /// Tokens of one step unless `--batch` says otherwise.
@@ -68,6 +67,9 @@ pub struct Args {
     /// Compare with what exact arithmetic gives (see --f32)
     #[arg(long, help_heading = "Reference")]
     against_f32: bool,
+    /// Compare with another element type of cached rows
+    #[arg(long, value_name = "TYPE", help_heading = "Reference", conflicts_with_all = ["against_f32", "f32"])]
+    against_kv: Option<String>,
 
     /// Lengths of the prompts, in tokens
     #[arg(long, value_name = "N[,N]", value_delimiter = ',', default_value = "256,512,1024,2048", value_parser = at_least_one, help_heading = "Needles")]
@@ -126,15 +128,11 @@ impl Args {
     }
 
     fn has_reference(&self) -> bool {
-        self.against.is_some() || self.against_engine.is_some() || self.against_f32
+        self.against.is_some() || self.against_engine.is_some() || self.against_f32 || self.against_kv.is_some()
     }
 }
 
 pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
-    ensure!(
-        args.wants(Part::Text) || !args.has_reference(),
-        "a reference is compared on a text, and `--only needles` reads none"
-    );
     ensure!(
         args.wants(Part::Needles) || args.heatmap.is_none(),
         "the heat map shows needles, and `--only text` asks for none"
@@ -142,7 +140,14 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let config = args.engine.applied(config)?;
     let (kind, settings) = settings::engine(&config)?;
     let found = weights::model(&args.model, &config)?;
-    let model = model(&args.model, &found, engine::plan::resolve(kind, &settings), args.f32)?;
+    ensure!(!found.weights.is_empty(), "model `{}` has no weights", args.model);
+    let model = Model {
+        name: args.model.clone(),
+        weights: found.weights.clone(),
+        kind: engine::plan::resolve(kind, &settings),
+        exact: args.f32,
+        kv_type: settings.kv_type,
+    };
     let family = match for_model(&facts(&found)) {
         // A text needs no format but for the token that it begins with.
         Err(_) if args.only == Some(Part::Text) => for_model(&Facts { chosen: Some("plain"), ..Facts::default() })?,
@@ -196,12 +201,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn model(name: &str, found: &store::Model, kind: Kind, exact: bool) -> anyhow::Result<Model> {
-    ensure!(!found.weights.is_empty(), "model `{name}` has no weights");
-    Ok(Model { name: name.to_owned(), weights: found.weights.clone(), kind, exact })
-}
-
-/// What the model is compared with: each of the three flags changes one thing.
+/// What the model is compared with: each of the four flags changes one thing.
 fn reference(
     args: &Args,
     model: &Model,
@@ -216,11 +216,16 @@ fn reference(
         None => model.kind,
     };
     let kind = engine::plan::resolve(kind, settings);
-    let exact = args.against_f32 || args.f32;
-    Ok(Some(match &args.against {
-        Some(name) => self::model(name, &weights::model(name, config)?, kind, exact)?,
-        None => Model { kind, exact, ..model.clone() },
-    }))
+    let mut reference = Model { kind, exact: args.against_f32 || args.f32, ..model.clone() };
+    if let Some(kv) = &args.against_kv {
+        reference.kv_type = kv.parse()?;
+    }
+    if let Some(name) = &args.against {
+        let found = weights::model(name, config)?;
+        ensure!(!found.weights.is_empty(), "model `{name}` has no weights");
+        (reference.name, reference.weights) = (name.clone(), found.weights);
+    }
+    Ok(Some(reference))
 }
 
 fn explained(error: eval::Error, args: &Args) -> anyhow::Error {

@@ -5,7 +5,7 @@
 //! ([`needle`]). Everything is computed twice, cut into steps of two sizes: what differs between the two is the noise floor, and a
 //! difference to a reference that is no larger says nothing.
 //!
-//! Two models are never in memory together. The reference goes first and leaves its logits in a temporary file; the
+//! Two models are never in memory together. The reference goes first and leaves its answers and, in a temporary file, its logits; the
 //! model reads them row by row. Sums are in F64. Nothing here knows the command line or a server.
 
 use std::io;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use fathom_gguf::File;
 
 use crate::chat::{self, Family, Message, Request, Role};
-use crate::engine::{self, Engine, Kind, Settings};
+use crate::engine::{self, Engine, Kind, KvType, Settings};
 use crate::ids::TokenId;
 use crate::tokens::{self, Specials, Tokenizer};
 
@@ -41,8 +41,10 @@ pub struct Model {
     /// The files of its weights, in order.
     pub weights: Vec<PathBuf>,
     pub kind: Kind,
-    /// Round nothing: [`engine::load_f32`].
+    /// Round nothing, nor any cached row: [`engine::load_f32`].
     pub exact: bool,
+    /// Element type of cached rows, unless `exact`.
+    pub kv_type: KvType,
 }
 
 /// Everything that is to be measured.
@@ -136,23 +138,33 @@ pub fn run(job: &Job<'_>, watch: &mut dyn Watch) -> Result<Report, Error> {
     let windows = job.text.as_ref().map(|text| windows(job, text, &tokenizer)).transpose()?;
     let prompts = job.needles.map(|grid| needle::prompts(grid, job.family, &tokenizer)).transpose()?;
 
-    let mut reference = None;
-    if let (Some(model), Some(text), Some(windows)) = (&job.reference, &job.text, &windows) {
-        // Two files can be compared only where they speak about the same tokens.
-        if model.weights != job.model.weights && self::windows(job, text, &self::tokenizer(model)?)? != *windows {
-            return Err(other_vocabulary(job, model, "the text has other tokens".to_owned()));
+    let longest = [windows.as_ref().map(text::Windows::longest), prompts.as_deref().map(needle::longest)];
+    let n_ctx = longest.into_iter().flatten().max().unwrap_or(0);
+
+    let (mut reference, mut found) = (None, None);
+    if let Some(model) = &job.reference {
+        let theirs = Arc::new(self::tokenizer(model)?);
+        if model.weights != job.model.weights {
+            same_tokens(job, model, &theirs, windows.as_ref(), prompts.as_deref())?;
         }
-        reference = Some(text::reference(job, model, windows, watch)?);
+        let mut engine = load(job, model, n_ctx, watch)?;
+        if let Some(windows) = &windows {
+            reference = Some(text::reference(job, &mut *engine, windows, watch)?);
+        }
+        if let (Some(grid), Some(prompts)) = (job.needles, &prompts) {
+            let needles = needle::measure(job, grid, prompts, &mut *engine, &theirs, watch)?;
+            found = Some(report::Found::new(model, engine.info(), needles));
+        }
     }
 
-    let longest = [windows.as_ref().map(text::Windows::longest), prompts.as_deref().map(needle::longest)];
-    let mut engine = load(job, &job.model, longest.into_iter().flatten().max().unwrap_or(0), watch)?;
+    let mut engine = load(job, &job.model, n_ctx, watch)?;
     let mut report = Report::new(job, engine.info(), &tokenizer);
     if let (Some(text), Some(windows)) = (&job.text, &windows) {
         report.text = Some(text::measure(job, text, windows, &mut *engine, reference, watch)?);
     }
     if let (Some(grid), Some(prompts)) = (job.needles, &prompts) {
-        report.needles = Some(needle::measure(job, grid, prompts, &mut *engine, &tokenizer, watch)?);
+        let needles = needle::measure(job, grid, prompts, &mut *engine, &tokenizer, watch)?;
+        report.needles = Some(needles.beside(found));
     }
     Ok(report)
 }
@@ -182,6 +194,27 @@ fn leading(family: &Family, tokenizer: &Tokenizer) -> Result<Option<TokenId>, Er
     Ok(tokenizer.bos().filter(|bos| first == Some(*bos)))
 }
 
+/// Two files can be compared only where they speak about the same tokens.
+fn same_tokens(
+    job: &Job<'_>,
+    reference: &Model,
+    tokenizer: &Tokenizer,
+    windows: Option<&text::Windows>,
+    prompts: Option<&[needle::Prompt]>,
+) -> Result<(), Error> {
+    if let (Some(text), Some(windows)) = (&job.text, windows)
+        && self::windows(job, text, tokenizer)? != *windows
+    {
+        return Err(other_vocabulary(job, reference, "the text has other tokens".to_owned()));
+    }
+    if let Some(prompts) = prompts
+        && !needle::have_the_tokens_of(prompts, tokenizer)?
+    {
+        return Err(other_vocabulary(job, reference, "prompts have other tokens".to_owned()));
+    }
+    Ok(())
+}
+
 fn other_vocabulary(job: &Job<'_>, reference: &Model, problem: String) -> Error {
     Error::Vocabulary { model: job.model.name.clone(), reference: reference.name.clone(), problem }
 }
@@ -195,6 +228,7 @@ fn load(job: &Job<'_>, model: &Model, n_ctx: usize, watch: &mut dyn Watch) -> Re
         n_batch,
         n_ubatch: n_batch,
         n_outputs: n_batch,
+        kv_type: model.kv_type,
         ..job.settings.clone()
     };
     let mut told = 0;

@@ -74,6 +74,16 @@ pub(super) fn longest(prompts: &[Prompt]) -> usize {
     prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0) + ANSWER_TOKENS
 }
 
+/// Whether another model's vocabulary makes the same tokens of them.
+pub(super) fn have_the_tokens_of(prompts: &[Prompt], tokenizer: &Tokenizer) -> Result<bool, Error> {
+    for prompt in prompts {
+        if tokenizer.encode_prompt(&prompt.text.text)? != prompt.tokens {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Makes every prompt of the grid. The same grid and tokenizer give the same prompts.
 ///
 /// # Errors

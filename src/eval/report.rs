@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::divergence::Divergence;
 use super::needle::Grid;
 use super::perplexity::Perplexity;
-use super::{Job, Split};
+use super::{Job, Model, Split};
 use crate::engine::EngineInfo;
 use crate::tokens::Tokenizer;
 
@@ -27,6 +27,8 @@ pub struct Report {
     pub engine: String,
     /// Nothing was rounded below F32.
     pub exact: bool,
+    /// Element type of cached rows.
+    pub kv: &'static str,
     pub n_vocab: usize,
     /// Text tokens of the vocabulary; the logits may have more rows.
     pub n_tokens_known: usize,
@@ -51,6 +53,7 @@ impl Report {
             architecture: info.architecture.clone(),
             engine: info.engine.to_owned(),
             exact: job.model.exact,
+            kv: info.kv_type.name(),
             n_vocab: info.n_vocab,
             n_tokens_known: tokenizer.n_vocab(),
             step_tokens: first.min(info.n_batch),
@@ -85,6 +88,7 @@ pub struct Against {
     pub model: String,
     pub engine: String,
     pub exact: bool,
+    pub kv: &'static str,
     pub perplexity: Perplexity,
     pub divergence: Divergence,
 }
@@ -132,8 +136,41 @@ pub struct Needles {
     pub modulo_128: Option<Vec<Score>>,
     /// The first wrong answers.
     pub wrong: Vec<Wrong>,
+    /// What the reference found of the same prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Box<Found>>,
     #[serde(skip)]
     residues: bool,
+    /// Whether each prompt was answered rightly, in their order.
+    #[serde(skip)]
+    right: Vec<bool>,
+}
+
+/// The needles of a reference beside those of the model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Found {
+    pub model: String,
+    pub engine: String,
+    pub exact: bool,
+    pub kv: &'static str,
+    pub needles: Needles,
+    /// Prompts that only the model, and that only the reference answered rightly.
+    pub only_model: u64,
+    pub only_reference: u64,
+}
+
+impl Found {
+    pub(super) fn new(model: &Model, info: &EngineInfo, needles: Needles) -> Found {
+        Found {
+            model: model.name.clone(),
+            engine: info.engine.to_owned(),
+            exact: model.exact,
+            kv: info.kv_type.name(),
+            needles,
+            only_model: 0,
+            only_reference: 0,
+        }
+    }
 }
 
 /// An answer without the number.
@@ -176,8 +213,23 @@ impl Needles {
             modulo_4: scores(4),
             modulo_128: scores(128),
             wrong: Vec::new(),
+            against: None,
             residues: grid.residues,
+            right: Vec::new(),
         }
+    }
+
+    /// With what a reference found of the same prompts.
+    pub(super) fn beside(mut self, found: Option<Found>) -> Needles {
+        self.against = found.map(|mut found| {
+            let both = || self.right.iter().zip(&found.needles.right);
+            let (only_model, only_reference) = both().fold((0, 0), |(here, there), (model, reference)| {
+                (here + u64::from(*model && !*reference), there + u64::from(*reference && !*model))
+            });
+            (found.only_model, found.only_reference) = (only_model, only_reference);
+            Box::new(found)
+        });
+        self
     }
 
     pub(super) fn add(&mut self, asked: &Asked<'_>) {
@@ -187,6 +239,7 @@ impl Needles {
             self.cells[row][column].add(asked.right);
         }
         self.all.add(asked.right);
+        self.right.push(asked.right);
         self.all_second_split.add(asked.right_second_split);
         self.answers_that_differ += u64::from(asked.differs);
         self.stopped.add(asked.stopped);
@@ -237,10 +290,28 @@ mod tests {
         assert_eq!(needles.cells, [[one(1), Score::default()], [Score::default(), one(0)]]);
         assert_eq!((needles.all, needles.all_second_split), (Score { right: 1, of: 2 }, Score { right: 2, of: 2 }));
         assert_eq!((needles.answers_that_differ, needles.stopped), (1, Score { right: 1, of: 2 }));
-        let modulo_4 = needles.modulo_4.unwrap();
+        let modulo_4 = needles.modulo_4.clone().unwrap();
         assert_eq!(modulo_4, [one(1), Score::default(), Score::default(), one(0)]);
-        assert_eq!(needles.modulo_128.unwrap()[3], one(0));
+        assert_eq!(needles.modulo_128.clone().unwrap()[3], one(0));
         assert_eq!((needles.wrong.len(), needles.wrong[0].tokens), (1, 515));
+
+        let mut reference = Needles::new(&grid);
+        reference.add(&asked(256, 256, 0, false));
+        reference.add(&asked(512, 515, 50, true));
+        let mut found = Found {
+            model: "other".to_owned(),
+            engine: "llama".to_owned(),
+            exact: false,
+            kv: "f16",
+            needles: reference,
+            only_model: 0,
+            only_reference: 0,
+        };
+        let compared = *needles.clone().beside(Some(found.clone())).against.unwrap();
+        assert_eq!((compared.only_model, compared.only_reference), (1, 1));
+        found.needles = needles.clone();
+        let same = *needles.clone().beside(Some(found)).against.unwrap();
+        assert_eq!((same.only_model, same.only_reference), (0, 0));
         assert_eq!((one(1).share(), Score::default().share()), (Some(1.0), None));
     }
 

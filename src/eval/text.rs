@@ -10,7 +10,7 @@ use super::divergence::Divergences;
 use super::perplexity::{Losses, Perplexity, log_sum_exp};
 use super::report;
 use super::rows::{Reader, Writer};
-use super::{Error, Job, Model, Silent, Text, Watch, load, other_vocabulary};
+use super::{Error, Job, Silent, Text, Watch, other_vocabulary};
 
 /// How a text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,16 +94,16 @@ pub(super) struct Reference {
     perplexity: Perplexity,
     rows: Reader,
     n_vocab: usize,
+    kv: &'static str,
 }
 
-/// Computes the logits of every scored position with `model` and keeps them in a file.
+/// Computes the logits of every scored position with the reference's engine and keeps them in a file.
 pub(super) fn reference(
     job: &Job<'_>,
-    model: &Model,
+    engine: &mut dyn Engine,
     windows: &Windows,
     watch: &mut dyn Watch,
 ) -> Result<Reference, Error> {
-    let mut engine = load(job, model, windows.longest(), watch)?;
     let n_vocab = engine.info().n_vocab;
     let mut rows = Writer::create(&job.scratch, windows.scored(), n_vocab)?;
     watch.note(&format!(
@@ -112,8 +112,8 @@ pub(super) fn reference(
         job.scratch.display()
     ));
     watch.begin("reference", windows.tokens());
-    let perplexity = losses(&mut *engine, windows, job.split.first, watch, &mut |row| rows.write(row))?;
-    Ok(Reference { perplexity, rows: rows.finish()?, n_vocab })
+    let perplexity = losses(engine, windows, job.split.first, watch, &mut |row| rows.write(row))?;
+    Ok(Reference { perplexity, rows: rows.finish()?, n_vocab, kv: engine.info().kv_type.name() })
 }
 
 /// Scores every window; `keep` gets each scored row.
@@ -202,6 +202,7 @@ pub(super) fn measure(
                 model: model.name.clone(),
                 engine: model.kind.to_string(),
                 exact: model.exact,
+                kv: reference.kv,
                 perplexity: reference.perplexity,
                 divergence: difference.summary().ok_or_else(nothing)?,
             }),
@@ -280,8 +281,8 @@ mod tests {
     use crate::chat::Family;
     use crate::chat::family::{Facts, for_model};
     use crate::engine::scripted::{Model as Played, Play, Script, Scripted};
-    use crate::engine::{Kind, Settings};
-    use crate::eval::Split;
+    use crate::engine::{Kind, KvType, Settings};
+    use crate::eval::{Model, Split};
     use crate::tokens::Specials;
 
     fn ids(range: std::ops::Range<u32>) -> Vec<TokenId> {
@@ -337,7 +338,13 @@ mod tests {
 
     fn job(split: Split, family: &Family) -> Job<'_> {
         Job {
-            model: Model { name: "m".into(), weights: vec!["m".into()], kind: Kind::Scripted, exact: false },
+            model: Model {
+                name: "m".into(),
+                weights: vec!["m".into()],
+                kind: Kind::Scripted,
+                exact: false,
+                kv_type: KvType::F16,
+            },
             reference: None,
             text: None,
             needles: None,

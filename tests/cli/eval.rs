@@ -114,6 +114,25 @@ fn every_remainder_of_the_length_is_tried_once() {
 }
 
 #[test]
+fn a_reference_is_asked_the_same_needles() {
+    let home = Home::new();
+    std::fs::copy(home.model(), home.path().join("copy.gguf")).unwrap();
+    let flags = ["--only", "needles", "--needle-lengths", "250,300", "--needle-depths", "50"];
+    let silent = written(&home, &answers(&["I do not know.".to_owned()]));
+    let found = report(&home, &silent, &flags);
+    let code = found["needles"]["wrong"][1]["expected"].as_str().unwrap();
+    // Each model plays the script from its start: the second prompt, in both splits, is answered rightly.
+    let texts = ["No.", "No.", code, code].map(str::to_owned);
+    let against = [&flags[..], &["--against", "copy.gguf", "--against-kv", "f32"]].concat();
+    let found = report(&home, &written(&home, &answers(&texts)), &against);
+    let theirs = &found["needles"]["against"];
+    assert_eq!((&theirs["model"], &theirs["kv"], &found["kv"]), (&json!("copy.gguf"), &json!("f32"), &json!("f16")));
+    assert_eq!(theirs["needles"]["all"], json!({"right": 1, "of": 2}));
+    assert_eq!((&theirs["only_model"], &theirs["only_reference"]), (&json!(0), &json!(0)));
+    assert_eq!(theirs["needles"]["cells"], found["needles"]["cells"]);
+}
+
+#[test]
 fn a_model_does_not_differ_from_its_copy_and_cannot_be_compared_with_another_vocabulary() {
     let home = Home::new();
     std::fs::copy(home.model(), home.path().join("copy.gguf")).unwrap();
@@ -159,7 +178,7 @@ fn what_cannot_be_measured_is_said_before_anything_is_computed() {
         (&["--text", "latin1.txt"], "`latin1.txt` is not UTF-8"),
         (&["--needle-lengths", "40"], "a prompt of 40 tokens has no room for a needle and its question, which take"),
         (&["--window", "5000"], "5000 tokens do not fit into the context of 4096\nhint: `--window`"),
-        (&["--only", "needles", "--against", "x.gguf"], "a reference is compared on a text"),
+        (&["--against-kv", "q5"], "`q5` is not a cache type"),
         (&["--only", "text", "--heatmap", "h.svg"], "the heat map shows needles"),
         (&["--heatmap", "none/h.svg"], "cannot write into `none`"),
         (&["--against", "nobody"], "model `nobody:latest` is not installed"),

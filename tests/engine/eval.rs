@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use fathom::chat::family::{Facts, for_model};
-use fathom::engine::Kind;
+use fathom::engine::{Kind, KvType};
 use fathom::eval::text::{Shape, Windows};
 use fathom::eval::{self, Job, Model, Report, Silent, Split, Text};
 use fathom::tokens::Specials;
@@ -13,7 +13,13 @@ use super::golden::golden;
 use super::{exact, fixture, scratch, tiny_a};
 
 fn model(path: &std::path::Path, exact: bool) -> Model {
-    Model { name: path.display().to_string(), weights: vec![path.to_owned()], kind: Kind::Llama, exact }
+    Model {
+        name: path.display().to_string(),
+        weights: vec![path.to_owned()],
+        kind: Kind::Llama,
+        exact,
+        kv_type: KvType::F16,
+    }
 }
 
 /// A text of the built-in one's first tokens, on one thread.

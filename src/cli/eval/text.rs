@@ -6,15 +6,15 @@ use crate::cli::table::Table;
 use crate::engine::machine;
 use crate::eval::divergence::Divergence;
 use crate::eval::perplexity::Perplexity;
-use crate::eval::report::{Needles, Report, Score, Text, Wrong};
+use crate::eval::report::{Against, Needles, Report, Score, Text, Wrong};
 
 /// Wrong answers that are shown.
 const EXAMPLES: usize = 3;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let bytes = report.file_bytes.map_or(String::new(), |bytes| format!(", {}", machine::human(bytes)));
-    let exact = if report.exact { ", all F32" } else { "" };
-    writeln!(out, "{} ({}{bytes}) on {}{exact}", report.model, report.architecture, report.engine)?;
+    let arithmetic = if report.exact { "all F32".to_owned() } else { format!("{} rows", report.kv) };
+    writeln!(out, "{} ({}{bytes}) on {}, {arithmetic}", report.model, report.architecture, report.engine)?;
     writeln!(
         out,
         "computed in steps of {} tokens, and again in steps of {} for the noise floor",
@@ -26,7 +26,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     if let Some(needles) = &report.needles {
         writeln!(out)?;
-        write_needles(needles, out)?;
+        write_needles(needles, report, out)?;
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ fn write_text(text: &Text, report: &Report, out: &mut dyn Write) -> io::Result<(
     row("this model".to_owned(), &text.perplexity);
     row(format!("in steps of {}", report.step_tokens_second_split), &text.perplexity_second_split);
     if let Some(against) = &text.against {
-        row(reference(report, text).unwrap_or_default(), &against.perplexity);
+        row(Reference::of(against).name(report), &against.perplexity);
     }
     table.write(0, out)?;
     writeln!(out)?;
@@ -76,23 +76,38 @@ fn write_text(text: &Text, report: &Report, out: &mut dyn Write) -> io::Result<(
         ]);
     };
     row(format!("itself in steps of {} (noise)", report.step_tokens_second_split), &text.noise);
-    if let (Some(name), Some(against)) = (reference(report, text), &text.against) {
-        row(name, &against.divergence);
+    if let Some(against) = &text.against {
+        row(Reference::of(against).name(report), &against.divergence);
     }
     table.write(0, out)
 }
 
-/// What is different about the reference.
-fn reference(report: &Report, text: &Text) -> Option<String> {
-    let against = text.against.as_ref()?;
-    let mut name = against.model.clone();
-    if against.engine != report.engine || against.model == report.model {
-        name.push_str(&format!(" on {}", against.engine));
+/// What a reference is.
+struct Reference<'a> {
+    model: &'a str,
+    engine: &'a str,
+    exact: bool,
+    kv: &'a str,
+}
+
+impl<'a> Reference<'a> {
+    fn of(against: &'a Against) -> Reference<'a> {
+        Reference { model: &against.model, engine: &against.engine, exact: against.exact, kv: against.kv }
     }
-    if against.exact {
-        name.push_str(", all F32");
+
+    /// Its name, with what is different about it.
+    fn name(&self, report: &Report) -> String {
+        let mut name = self.model.to_owned();
+        if self.engine != report.engine || self.model == report.model {
+            name.push_str(&format!(" on {}", self.engine));
+        }
+        if self.exact {
+            name.push_str(", all F32");
+        } else if self.kv != report.kv {
+            name.push_str(&format!(", {} rows", self.kv));
+        }
+        name
     }
-    Some(name)
 }
 
 fn scientific(value: f64) -> String {
@@ -103,7 +118,7 @@ fn error(error: Option<f64>, shown: impl Fn(f64) -> String) -> String {
     error.map_or("one window".to_owned(), shown)
 }
 
-fn write_needles(needles: &Needles, out: &mut dyn Write) -> io::Result<()> {
+fn write_needles(needles: &Needles, report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "needles found: {} (in the other steps {}, {} answers differ); ended by themselves: {}",
@@ -112,6 +127,18 @@ fn write_needles(needles: &Needles, out: &mut dyn Write) -> io::Result<()> {
         needles.answers_that_differ,
         whole(needles.stopped)
     )?;
+    if let Some(found) = &needles.against {
+        let reference = Reference { model: &found.model, engine: &found.engine, exact: found.exact, kv: found.kv };
+        writeln!(
+            out,
+            "{} found {} (in the other steps {}); {} were found here only and {} there only",
+            reference.name(report),
+            whole(found.needles.all),
+            whole(found.needles.all_second_split),
+            found.only_model,
+            found.only_reference
+        )?;
+    }
     if needles.inexact_lengths > 0 {
         writeln!(out, "{} prompts could not be made as long as asked", needles.inexact_lengths)?;
     }
@@ -127,8 +154,11 @@ fn write_needles(needles: &Needles, out: &mut dyn Write) -> io::Result<()> {
     }
     table.write(0, out)?;
     if let Some(scores) = &needles.modulo_4 {
-        let all: Vec<String> = scores.iter().map(|score| percent(*score)).collect();
-        writeln!(out, "\nlength modulo 4 (0 to 3): {}", all.join(", "))?;
+        let all = |scores: &[Score]| scores.iter().map(|score| percent(*score)).collect::<Vec<_>>().join(", ");
+        writeln!(out, "\nlength modulo 4 (0 to 3): {}", all(scores))?;
+        if let Some(scores) = needles.against.as_ref().and_then(|found| found.needles.modulo_4.as_ref()) {
+            writeln!(out, "the same of the reference: {}", all(scores))?;
+        }
     }
     if let Some(scores) = &needles.modulo_128 {
         let missed: Vec<String> = (0..)
@@ -139,6 +169,18 @@ fn write_needles(needles: &Needles, out: &mut dyn Write) -> io::Result<()> {
         match missed.is_empty() {
             true => writeln!(out, "length modulo 128: every remainder 100 %")?,
             false => writeln!(out, "length modulo 128, remainders below 100 %: {}", missed.join(", "))?,
+        }
+        if let Some(theirs) = needles.against.as_ref().and_then(|found| found.needles.modulo_128.as_ref()) {
+            let better = |(ours, theirs): &(&Score, &Score)| ours.right < theirs.right;
+            let worse: Vec<String> = (0..)
+                .zip(scores.iter().zip(theirs))
+                .filter(|(_, pair)| better(pair))
+                .map(|(n, _): (usize, _)| n.to_string())
+                .collect();
+            match worse.is_empty() {
+                true => writeln!(out, "the reference is better at no remainder")?,
+                false => writeln!(out, "the reference is better at {}", worse.join(", "))?,
+            }
         }
     }
     for Wrong { tokens, depth, expected, answer } in needles.wrong.iter().take(EXAMPLES) {
