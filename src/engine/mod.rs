@@ -32,7 +32,7 @@ pub mod scripted;
 pub use inspect::{Inspect, Probe, Probed, Value};
 pub use machine::{BuildInfo, build_info, check_cpu};
 pub use plan::{Plan, plan, scripted_model};
-pub use routing::Routing;
+pub use routing::{Routing, RoutingId};
 
 /// Loads `path` with the engine that `kind` names, on the thread that will step it.
 ///
@@ -132,6 +132,32 @@ pub trait Engine {
     fn inspect(&mut self, batch: &Batch, out: &mut Outputs, what: Inspect) -> Result<(), Error> {
         let _ = (batch, out, what);
         Err(Error::Unsupported { engine: self.info().engine, what: "show the inside of a step".to_owned() })
+    }
+
+    /// Finds what `routing` means for this model. States that were computed under different ids do not continue each other.
+    ///
+    /// # Errors
+    /// [`Error::Routing`] when it does not fit the model, [`Error::Unsupported`] for engines that compute all experts.
+    fn find_routing(&mut self, routing: &Routing) -> Result<RoutingId, Error> {
+        routing::only_off(self.info().engine, routing)?;
+        Ok(RoutingId::OFF)
+    }
+
+    /// Lets `seq` follow what [`Engine::find_routing`] gave last or a little earlier, until it is released, and counts anew. A sequence that was
+    /// forked or brought back from another follows what that one did.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] when it holds tokens that were computed under another policy.
+    fn set_routing(&mut self, seq: SeqId, id: RoutingId) -> Result<(), Error> {
+        let _ = seq;
+        debug_assert_eq!(id, RoutingId::OFF, "no other id was given out");
+        Ok(())
+    }
+
+    /// What was computed for `seq` since its policy was set; `None` while it follows none.
+    fn routing_counts(&self, seq: SeqId) -> Option<routing::Counts> {
+        let _ = seq;
+        None
     }
 
     /// Remembers the present state of `seq`.
@@ -343,6 +369,8 @@ pub struct Settings {
     pub use_mmap: bool,
     /// Let ggml copy weights into a layout its matrix kernels prefer.
     pub repack: bool,
+    /// What every sequence follows unless [`Engine::set_routing`] says otherwise. `native` only.
+    pub routing: Routing,
     /// `native` rounds nothing below F32: matrices are expanded in memory, experts multiplied exactly. See [`load_f32`].
     pub exact: bool,
     /// Load for embeddings instead of logits.
@@ -371,6 +399,7 @@ impl Default for Settings {
             kv_type: KvType::F16,
             use_mmap: true,
             repack: true,
+            routing: Routing::Off,
             exact: false,
             embedding: false,
             jump: false,

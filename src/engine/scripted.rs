@@ -47,6 +47,7 @@ pub struct Model {
 /// # Errors
 /// [`Error::Memory`] when the script claims more than there is.
 pub fn plan(script: &Script, model: &Model, settings: &Settings, available_bytes: u64) -> Result<Plan, Error> {
+    super::routing::only_off(NAME, &settings.routing)?;
     if script.memory_bytes > available_bytes {
         return Err(Error::Memory { needed: script.memory_bytes, available: available_bytes });
     }

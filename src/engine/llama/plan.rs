@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use fathom_gguf::{DType, File};
 
-use super::super::{Error, FlashAttention, Kind, KvType, Memory, Plan, Settings, machine};
+use super::super::{Error, FlashAttention, Kind, KvType, Memory, Plan, Settings, machine, routing};
 use super::{check, context_params, sys, unsupported};
 
 /// Sequences of a model that leaves room for them: enough that the users of one machine do not queue.
@@ -129,6 +129,7 @@ fn or(asked: usize, default: usize) -> usize {
 
 /// Settings that llama.cpp asserts against, or that make no sense together.
 fn contradictions(settings: &Settings) -> Result<(), Error> {
+    routing::only_off(super::NAME, &settings.routing)?;
     if settings.n_seq_max > sys::MAX_SEQUENCES {
         return Err(unsupported(&format!("hold {} sequences, at most {}", settings.n_seq_max, sys::MAX_SEQUENCES)));
     }

@@ -3,6 +3,7 @@
 //!
 //! - `hparams` and `weights` check the file; nothing after them doubts it. Weights stay where they are mapped.
 //! - `graph` builds the forward pass for a number of tokens; an [`Executor`] keeps graphs and reuses them.
+//! - `routing` finds routing policies for this model; every sequence follows one, or none.
 //! - `kv` keeps what each sequence has seen. Rows are append-only, so sequences share them; a [`Checkpoint`] is a share.
 //!
 //! A step that is aborted leaves its sequences half computed: they are refused until they are released or rewound.
@@ -12,6 +13,7 @@ mod hparams;
 mod kv;
 mod plan;
 mod probe;
+mod routing;
 mod weights;
 
 use std::io::{Read, Write};
@@ -23,10 +25,11 @@ use std::time::Instant;
 use fathom_gguf::File;
 use sha2::{Digest, Sha256};
 
+use super::routing::Counts;
 use super::rules::{self, Place, Rules, runs};
 use super::{
-    Batch, Checkpoint, Engine, EngineInfo, Error, Inspect, Memory, Output, Outputs, Progress, Settings, StepStats,
-    Support,
+    Batch, BatchToken, Checkpoint, Engine, EngineInfo, Error, Inspect, Memory, Output, Outputs, Progress, Routing,
+    RoutingId, Settings, StepStats, Support,
 };
 use crate::ggml::ops::Rope;
 use crate::ggml::step::Run;
@@ -35,6 +38,7 @@ use crate::ids::{Pos, SeqId};
 use graph::{Model, Ports, Shape};
 use hparams::{Hparams, LayerKind};
 use kv::{Cache, Layout, Snapshot};
+use routing::{Followed, Policies};
 use weights::Expand;
 
 pub(super) use plan::plan;
@@ -53,13 +57,17 @@ pub struct Native {
     step: Step,
     sequences: Vec<Sequence>,
     rules: Rules,
+    policies: Policies,
     abort: Arc<AtomicBool>,
     /// What a saved state or a checkpoint must have been made with.
     fingerprint: [u8; 32],
+    /// Of the present step.
     tokens: Vec<i32>,
     rows: Vec<i32>,
     /// Caches of the sequences of the running step, in the order of its runs; empty otherwise.
     running: Vec<Vec<LayerCache>>,
+    /// Sequence of each run, and whether the run is one token.
+    runs: Vec<(usize, bool)>,
 }
 
 struct Sequence {
@@ -70,6 +78,9 @@ struct Sequence {
     counted: u32,
     /// A step failed while it computed this sequence.
     broken: bool,
+    /// What all of its tokens were computed under; `None` = all experts.
+    routing: Option<Arc<Followed>>,
+    counts: Option<Counts>,
 }
 
 impl Place for Sequence {
@@ -83,8 +94,12 @@ impl Place for Sequence {
 }
 
 impl Sequence {
-    fn empty(layout: &Layout) -> Sequence {
-        Sequence { next: 0, cache: Cache::new(layout), counted: 0, broken: false }
+    fn empty(layout: &Layout, routing: Option<Arc<Followed>>) -> Sequence {
+        Sequence { next: 0, cache: Cache::new(layout), counted: 0, broken: false, routing, counts: None }
+    }
+
+    fn routing_id(&self) -> RoutingId {
+        self.routing.as_ref().map_or(RoutingId::OFF, |policy| policy.id)
     }
 }
 
@@ -92,6 +107,7 @@ impl Sequence {
 struct Saved {
     /// `None`: nothing was computed yet.
     snapshot: Option<Snapshot>,
+    routing: Option<Arc<Followed>>,
     fingerprint: [u8; 32],
 }
 
@@ -118,6 +134,7 @@ impl Native {
             return Err(Error::Aborted);
         }
         let model = model(&file, Some(Rc::clone(&file)), settings)?;
+        let policies = Policies::new(&file, &model.hparams, &settings.routing)?;
         let failed = |error: ggml::Error| Error::Load { path: file.path().to_owned(), reason: error.to_string() };
         let mut executor =
             Executor::new(settings.n_threads, MOST_GRAPHS, Arc::clone(&settings.abort)).map_err(failed)?;
@@ -148,7 +165,8 @@ impl Native {
             support: Support { logits: true, embedding: false, hidden: true, checkpoint: true, fork: true, save: true },
         };
         Ok(Native {
-            sequences: (0..settings.n_seq_max).map(|_| Sequence::empty(&model.layout)).collect(),
+            sequences: (0..settings.n_seq_max).map(|_| Sequence::empty(&model.layout, policies.default())).collect(),
+            policies,
             executor,
             step: Step::default(),
             rules: Rules::new(settings.jump),
@@ -157,6 +175,7 @@ impl Native {
             tokens: Vec::new(),
             rows: Vec::new(),
             running: Vec::new(),
+            runs: Vec::new(),
             info,
             model,
         })
@@ -217,10 +236,12 @@ impl Native {
         let n_layer = self.model.hparams.layers.len();
         let bound = self.step.bind(
             n_layer,
+            &self.rows,
             runs(tokens).zip(&mut self.running).map(|(run, layers)| Run {
                 n_tokens: run.len(),
                 pos: u64::from(run[0].pos.0),
                 layers,
+                routing: self.sequences[run[0].seq.0 as usize].routing.as_ref().map(|policy| &policy.layers[..]),
             }),
         );
         let ran = match inspect {
@@ -237,7 +258,27 @@ impl Native {
             sequence.cache.advance(u64::from(sequence.next));
             sequence.broken = false;
         }
+        self.count(tokens);
         Ok(id)
+    }
+
+    /// Adds what the step that has just run kept to the counts of its sequences.
+    fn count(&mut self, tokens: &[BatchToken]) {
+        if runs(tokens).all(|run| self.sequences[run[0].seq.0 as usize].routing.is_none()) {
+            return;
+        }
+        self.runs.clear();
+        self.runs.extend(runs(tokens).map(|run| (run[0].seq.0 as usize, run.len() == 1)));
+        for layer in 0..self.model.hparams.layers.len() {
+            for (run, kept) in self.step.kept(layer) {
+                let (seq, alone) = self.runs[run];
+                let sequence = &mut self.sequences[seq];
+                if sequence.routing.is_some() {
+                    let counts = sequence.counts.get_or_insert_with(|| self.policies.no_counts());
+                    self.policies.count(counts, layer, kept, alone);
+                }
+            }
+        }
     }
 
     fn step_inner(&mut self, batch: &Batch, out: &mut Outputs, mut inspect: Option<Inspect>) -> Result<(), Error> {
@@ -297,6 +338,27 @@ impl Engine for Native {
         self.step_inner(batch, out, Some(what))
     }
 
+    fn find_routing(&mut self, routing: &Routing) -> Result<RoutingId, Error> {
+        Ok(self.policies.find(routing)?.map_or(RoutingId::OFF, |policy| policy.id))
+    }
+
+    fn set_routing(&mut self, seq: SeqId, id: RoutingId) -> Result<(), Error> {
+        let sequence = self.sound(seq)?;
+        if sequence.next > 0 && sequence.routing_id() != id {
+            return Err(Error::Batch(format!("sequence {} was computed under another routing policy", seq.0)));
+        }
+        let routing = self.policies.get(id)?;
+        let sequence = &mut self.sequences[seq.0 as usize];
+        (sequence.routing, sequence.counts) = (routing, None);
+        Ok(())
+    }
+
+    fn routing_counts(&self, seq: SeqId) -> Option<Counts> {
+        let sequence = self.sequences.get(seq.0 as usize)?;
+        sequence.routing.as_ref()?;
+        Some(sequence.counts.clone().unwrap_or_else(|| self.policies.no_counts()))
+    }
+
     fn checkpoint(&mut self, seq: SeqId) -> Result<Checkpoint, Error> {
         self.sound(seq)?;
         let (sequence, layout) = (&mut self.sequences[seq.0 as usize], &self.model.layout);
@@ -305,7 +367,7 @@ impl Engine for Native {
         let new = layout.bytes(sequence.next as usize) - layout.bytes(sequence.counted as usize);
         let bytes = if snapshot.is_some() { layout.fixed_bytes() + new as usize } else { 0 };
         sequence.counted = sequence.next;
-        let saved = Saved { snapshot, fingerprint: self.fingerprint };
+        let saved = Saved { snapshot, routing: sequence.routing.clone(), fingerprint: self.fingerprint };
         Ok(Checkpoint { pos: Pos(sequence.next), bytes, within: None, state: Arc::new(saved) })
     }
 
@@ -318,6 +380,7 @@ impl Engine for Native {
             sequence.cache.restore(snapshot);
             (sequence.next, sequence.counted) = (to.pos.0, to.pos.0);
         }
+        self.sequences[seq.0 as usize].routing.clone_from(&saved.routing);
         Ok(())
     }
 
@@ -325,10 +388,10 @@ impl Engine for Native {
         let source = self.sound(from)?;
         rules::must_be_empty(&self.sequences, to)?;
         let Some(at) = at else {
-            let (snapshot, next) = (source.cache.snapshot(), source.next);
+            let (snapshot, next, routing) = (source.cache.snapshot(), source.next, source.routing.clone());
             let target = &mut self.sequences[to.0 as usize];
             target.cache.restore(&snapshot);
-            (target.next, target.counted) = (next, next);
+            (target.next, target.counted, target.routing, target.counts) = (next, next, routing, None);
             return Ok(());
         };
         self.rewind(to, at)
@@ -336,20 +399,25 @@ impl Engine for Native {
 
     fn release(&mut self, seq: SeqId) {
         let Some(sequence) = self.sequences.get_mut(seq.0 as usize) else { return };
+        let routing = self.policies.default();
         if sequence.next > 0 || sequence.broken {
-            *sequence = Sequence::empty(&self.model.layout);
+            *sequence = Sequence::empty(&self.model.layout, routing);
+        } else {
+            (sequence.routing, sequence.counts) = (routing, None);
         }
     }
 
     fn save(&mut self, seq: SeqId, to: &mut dyn Write) -> Result<(), Error> {
         let sequence = self.sound(seq)?;
-        kv::write(to, &self.fingerprint, sequence.next, &sequence.cache)
+        kv::write(to, &self.fingerprint, sequence.routing_id(), sequence.next, &sequence.cache)
     }
 
     fn restore(&mut self, seq: SeqId, from: &mut dyn Read) -> Result<Pos, Error> {
         rules::must_be_empty(&self.sequences, seq)?;
-        let (next, cache) = kv::read(from, &self.fingerprint, self.info.n_ctx, &self.model.layout)?;
-        self.sequences[seq.0 as usize] = Sequence { next, cache, counted: 0, broken: false };
+        let id = self.sequences[seq.0 as usize].routing_id();
+        let (next, cache) = kv::read(from, &self.fingerprint, id, self.info.n_ctx, &self.model.layout)?;
+        let sequence = &mut self.sequences[seq.0 as usize];
+        (sequence.next, sequence.cache, sequence.counted) = (next, cache, 0);
         Ok(Pos(next))
     }
 }

@@ -8,16 +8,19 @@
 //! Always compiled: options are read by builds whose engines cannot follow them, and those say so. What the rules compute is the contract of
 //! `csrc/ops/moe_route/args.h`.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+mod counts;
 mod fingerprint;
 mod profile;
 
 pub use crate::kernels::Policy;
+pub use counts::{Counts, LayerCount};
 pub use fingerprint::fingerprint;
 pub use profile::{Calibration, LayerRule, Profile, Profiles, Shape};
 
@@ -190,6 +193,15 @@ impl Routing {
     }
 }
 
+/// Tells policies apart that do not compute the same. What was computed under one is no prefix for another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RoutingId(pub(crate) [u8; 32]);
+
+impl RoutingId {
+    /// All experts.
+    pub const OFF: RoutingId = RoutingId([0; 32]);
+}
+
 /// Whether a text names a file, and no profile.
 fn is_file(text: &str) -> bool {
     text.contains('/') || text.contains(SUFFIX)
@@ -199,6 +211,18 @@ fn is_file(text: &str) -> bool {
 pub(crate) fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     text.len() <= MAX_NAME_BYTES && text.bytes().all(plain) && text.starts_with(|c: char| c.is_ascii_lowercase())
+}
+
+/// For engines that compute every chosen expert.
+///
+/// # Errors
+/// [`crate::engine::Error::Unsupported`] for anything but [`Routing::Off`].
+pub(super) fn only_off(engine: &'static str, routing: &Routing) -> Result<(), super::Error> {
+    if *routing == Routing::Off {
+        return Ok(());
+    }
+    let what = format!("follow routing `{routing}`: it computes every chosen expert; engine `native` can");
+    Err(super::Error::Unsupported { engine, what })
 }
 
 /// Where the profiles of a model lie when they are not in the model itself: `DIR/NAME.gguf` or its first shard has
@@ -215,11 +239,17 @@ pub fn sidecar(model: &Path) -> PathBuf {
     model.with_file_name(format!("{}{SUFFIX}", shard.unwrap_or(stem)))
 }
 
-/// What `routing` means for the model in `file`; `None` = off. `shape` is the model's.
+/// What `routing` means for the model in `file`; `None` = off. `shape` is the model's, `own` its [`fingerprint()`], which is made when a profile
+/// asks for it first.
 ///
 /// # Errors
 /// [`Error`]: a number that the model does not have, a profile that is not there, damaged or made for another model.
-pub fn resolve(routing: &Routing, file: &fathom_gguf::File, shape: Shape) -> Result<Option<Arc<Profile>>, Error> {
+pub fn resolve(
+    routing: &Routing,
+    file: &fathom_gguf::File,
+    shape: Shape,
+    own: &OnceCell<String>,
+) -> Result<Option<Arc<Profile>>, Error> {
     let uniform = |policy, theta| Ok(Some(Arc::new(Profile::uniform(policy, theta, shape))));
     match routing {
         Routing::Off => Ok(None),
@@ -235,9 +265,15 @@ pub fn resolve(routing: &Routing, file: &fathom_gguf::File, shape: Shape) -> Res
             let profiles = found(routing, file)?;
             let (name, profile) = pick(routing, profiles)?;
             profile.check(&name, shape)?;
-            let expected = fingerprint(file)?;
-            if profile.fingerprint != expected {
-                return Err(Error::Fingerprint { name, found: profile.fingerprint, expected });
+            let expected = match own.get() {
+                Some(expected) => expected,
+                None => {
+                    let made = fingerprint(file)?;
+                    own.get_or_init(|| made)
+                }
+            };
+            if profile.fingerprint != *expected {
+                return Err(Error::Fingerprint { name, found: profile.fingerprint, expected: expected.clone() });
             }
             Ok(Some(Arc::new(profile)))
         }

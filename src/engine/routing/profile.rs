@@ -8,8 +8,9 @@ use std::path::Path;
 
 use fathom_gguf::{Metadata, Value};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::{DEFAULT_K_MIN, Error, Policy, SUFFIX, is_name};
+use super::{DEFAULT_K_MIN, Error, Policy, RoutingId, SUFFIX, is_name};
 
 /// Version of the numbers' meaning.
 const VERSION: u32 = 1;
@@ -128,6 +129,21 @@ impl Profile {
         }
     }
 
+    /// What two states must share to be mixed: equal for profiles that keep the same experts with the same weights.
+    pub fn id(&self) -> RoutingId {
+        let mut hash = Sha256::new();
+        hash.update([self.policy as u8, self.route_hash.into()]);
+        for rule in &self.layers {
+            hash.update(rule.k_min.to_le_bytes());
+            hash.update(rule.k_max.to_le_bytes());
+            [rule.theta, rule.beta, rule.rho, rule.alpha].iter().for_each(|number| hash.update(number.to_le_bytes()));
+        }
+        hash.update((self.expert_norm.len() as u64).to_le_bytes());
+        self.expert_norm.iter().for_each(|norm| hash.update(norm.to_le_bytes()));
+        self.protected.iter().for_each(|expert| hash.update(expert.to_le_bytes()));
+        RoutingId(hash.finalize().into())
+    }
+
     /// Whether a model of this shape can follow it; `name` is for the error. The fingerprint is not looked at.
     ///
     /// # Errors
@@ -142,7 +158,7 @@ impl Profile {
             let n = self.expert_norm.len();
             return bad(format!("it has {n} expert norms, expected {n_layer} layers of {n_expert}"));
         }
-        if let Some(norm) = self.expert_norm.iter().find(|norm| !(norm.is_finite() && **norm >= 0.0)) {
+        if let Some(norm) = self.expert_norm.iter().find(|norm| !(norm.is_finite() && **norm > 0.0)) {
             return bad(format!("an expert norm is {norm}"));
         }
         if let Some(expert) = self.protected.iter().find(|&&expert| expert as usize >= n_layer * n_expert) {

@@ -228,7 +228,7 @@ fn fingerprints_are_about_values_not_types() {
 fn simple_rules_fit_every_model_but_for_their_number() {
     let dir = tempfile::tempdir().unwrap();
     let file = model(dir.path(), DType::F32, 1.0, |_| {});
-    let resolve = |text: &str| resolve(&text.parse().unwrap(), &file, SHAPE);
+    let resolve = |text: &str| resolve(&text.parse().unwrap(), &file, SHAPE, &OnceCell::new());
     assert_eq!(resolve("off").unwrap(), None);
     let profile = resolve("topk:4").unwrap().unwrap();
     assert_eq!((profile.policy, profile.layers.len(), profile.layers[1].k_max), (Policy::TopK, 2, 4));
@@ -238,7 +238,9 @@ fn simple_rules_fit_every_model_but_for_their_number() {
     let profile = resolve("rel:0.5").unwrap().unwrap();
     assert_eq!((profile.layers[0].k_min, profile.layers[0].k_max, profile.layers[0].theta), (2, 4, 0.5));
     let one = Shape { n_used: 1, ..SHAPE };
-    assert!(super::resolve(&Routing::Mass(0.5), &file, one).unwrap().unwrap().check("x", one).is_ok());
+    assert!(
+        super::resolve(&Routing::Mass(0.5), &file, one, &OnceCell::new()).unwrap().unwrap().check("x", one).is_ok()
+    );
 }
 
 #[test]
@@ -246,7 +248,7 @@ fn profiles_are_found_by_name_and_refused_for_another_model() {
     let dir = tempfile::tempdir().unwrap();
     let file = model(dir.path(), DType::F32, 1.0, |_| {});
     let own = fingerprint(&file).unwrap();
-    let resolve = |routing: &Routing, file: &File| resolve(routing, file, SHAPE);
+    let resolve = |routing: &Routing, file: &File| resolve(routing, file, SHAPE, &OnceCell::new());
     let error = resolve(&Routing::Margin, &file).unwrap_err().to_string();
     assert!(error.contains("`margin` needs a routing profile") && error.contains("m.routing.json"), "{error}");
 
@@ -273,4 +275,15 @@ fn profiles_are_found_by_name_and_refused_for_another_model() {
         matches!(&error, Error::Fingerprint { found, expected, .. } if found == "ab" && *expected == own),
         "{error}"
     );
+}
+
+#[test]
+fn an_id_is_about_what_is_computed() {
+    let one = full(Policy::Margin, "ab");
+    assert_eq!(one.id(), Profile { fingerprint: "cd".to_owned(), calibration: None, ..one.clone() }.id());
+    assert_ne!(one.id(), full(Policy::Rel, "ab").id());
+    assert_ne!(one.id(), Profile { protected: vec![3], ..one.clone() }.id());
+    assert_ne!(one.id(), Profile { route_hash: false, ..one.clone() }.id());
+    assert_ne!(Profile::top_k(3, SHAPE).id(), Profile::top_k(4, SHAPE).id());
+    assert_ne!(Profile::top_k(3, SHAPE).id(), RoutingId::OFF);
 }

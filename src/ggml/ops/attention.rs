@@ -20,7 +20,7 @@ unsafe extern "C" {
     fn fathom_node_gather_attention_commit(dst: *mut ggml_tensor, ith: c_int, nth: c_int, userdata: *mut c_void);
 }
 
-fn layer_of<'s>(op: &'static str, bound: &Bound<'s>, layer: usize) -> Result<BoundLayer<'s>, Error> {
+pub(super) fn layer_of<'s>(op: &'static str, bound: &Bound<'s>, layer: usize) -> Result<BoundLayer<'s>, Error> {
     bound.layer(layer).ok_or_else(|| Error::Node { op, what: format!("the caches have no layer {layer}") })
 }
 

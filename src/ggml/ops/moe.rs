@@ -36,6 +36,8 @@ pub enum Choice<'b> {
 
 /// What [`Builder::moe_route`] takes.
 pub struct Route<'b> {
+    /// Whose policies of the step it follows.
+    pub layer: usize,
     /// f32 `[n_expert, n_tokens]`
     pub logits: Tensor<'b>,
     pub choice: Choice<'b>,
@@ -64,8 +66,17 @@ struct RouteNode {
     bias: Option<Source>,
     table: Option<(Source, Source)>,
     out: Source,
+    layer: usize,
+    n_expert: usize,
     n_tokens: usize,
     n_used: usize,
+}
+
+impl RouteNode {
+    /// Where the numbers of active experts go unless the step wants them.
+    fn own_counts(&self) -> *mut i32 {
+        self.out.address::<i32>().wrapping_add(2 * self.n_used * self.n_tokens)
+    }
 }
 
 impl Op for RouteNode {
@@ -84,7 +95,16 @@ impl Op for RouteNode {
     }
 
     fn bind(&mut self, bound: &Bound) -> Result<(), Error> {
-        at_most("moe_route", bound, self.n_tokens)
+        const OP: &str = "moe_route";
+        at_most(OP, bound, self.n_tokens)?;
+        let layer = super::attention::layer_of(OP, bound, self.layer)?;
+        let misfit = |what| Error::Node { op: OP, what: format!("layer {}: {what}", self.layer) };
+        let routing = layer.routing(self.n_tokens, self.n_expert).map_err(misfit)?;
+        let own = self.own_counts();
+        let args = self.args.get();
+        (args.routing, args.n_active) =
+            routing.map_or((std::ptr::null(), own), |routing| (routing.of_token, routing.kept));
+        Ok(())
     }
 }
 
@@ -188,6 +208,8 @@ impl<'b> Builder<'b> {
             bias,
             table,
             out: Source::of(tensor),
+            layer: of.layer,
+            n_expert,
             n_tokens,
             n_used: of.n_used,
         }));

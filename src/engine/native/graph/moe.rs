@@ -25,7 +25,7 @@ pub(super) fn moe<'b>(
         Routing::Table(table) => Choice::Table { table: b.weight(table), tokens },
     };
     let logits = b.mul_mat(b.weight(slots.router), x)?;
-    let routed = b.moe_route(Route { logits, choice, n_used: h.n_used, scale: h.expert_scale })?;
+    let routed = b.moe_route(Route { layer: at.index, logits, choice, n_used: h.n_used, scale: h.expert_scale })?;
     let experts = b.expert_ffn(Experts {
         x,
         routed,

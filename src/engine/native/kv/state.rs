@@ -6,21 +6,28 @@ use std::io::{Read, Write};
 use sha2::{Digest, Sha256};
 
 use super::{Cache, Layout};
-use crate::engine::Error;
+use crate::engine::{Error, RoutingId};
 use crate::ggml::LayerCache;
 use crate::ggml::cache::Compressed;
 
 /// The last character is the version of the format.
-const MAGIC: &[u8; 8] = b"fathomN1";
+const MAGIC: &[u8; 8] = b"fathomN2";
 
 /// Writes the state of a sequence whose next position is `next`.
 ///
 /// # Errors
 /// [`Error::Io`]
-pub fn write(to: &mut dyn Write, fingerprint: &[u8; 32], next: u32, cache: &Cache) -> Result<(), Error> {
+pub fn write(
+    to: &mut dyn Write,
+    fingerprint: &[u8; 32],
+    routing: RoutingId,
+    next: u32,
+    cache: &Cache,
+) -> Result<(), Error> {
     let mut out = Hashing { inner: to, hash: Sha256::new() };
     out.write_all(MAGIC)?;
     out.write_all(fingerprint)?;
+    out.write_all(&routing.0)?;
     out.write_all(&next.to_le_bytes())?;
     if next > 0 {
         for layer in &cache.layers {
@@ -43,11 +50,17 @@ pub fn write(to: &mut dyn Write, fingerprint: &[u8; 32], next: u32, cache: &Cach
 /// Reads what [`write()`] wrote into a fresh cache; gives the next position with it.
 ///
 /// # Errors
-/// [`Error::State`] for bytes of something else, of another model, of more than `n_ctx` tokens, or damaged ones.
-pub fn read(from: &mut dyn Read, fingerprint: &[u8; 32], n_ctx: usize, layout: &Layout) -> Result<(u32, Cache), Error> {
+/// [`Error::State`] for bytes of something else, of another model or routing policy, of more than `n_ctx` tokens, or damaged ones.
+pub fn read(
+    from: &mut dyn Read,
+    fingerprint: &[u8; 32],
+    routing: RoutingId,
+    n_ctx: usize,
+    layout: &Layout,
+) -> Result<(u32, Cache), Error> {
     let bad = |why: &str| Error::State(why.to_owned());
     let mut input = Hashing { inner: from, hash: Sha256::new() };
-    let mut head = [0_u8; 8 + 32 + 4];
+    let mut head = [0_u8; 8 + 32 + 32 + 4];
     input.fill(&mut head)?;
     if head[..8] != *MAGIC {
         return Err(bad("it is not a saved state"));
@@ -55,7 +68,10 @@ pub fn read(from: &mut dyn Read, fingerprint: &[u8; 32], n_ctx: usize, layout: &
     if head[8..40] != *fingerprint {
         return Err(bad("it was made with another model, cache type or version"));
     }
-    let next = u32::from_le_bytes(head[40..].try_into().expect("4 bytes"));
+    if head[40..72] != routing.0 {
+        return Err(bad("it was computed under another routing policy"));
+    }
+    let next = u32::from_le_bytes(head[72..].try_into().expect("4 bytes"));
     if next as usize > n_ctx {
         return Err(bad(&format!("it holds {next} tokens, the context has room for {n_ctx}")));
     }

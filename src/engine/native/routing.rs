@@ -1,0 +1,180 @@
+//! The routing policies of a loaded model: found once, kept by what they contain.
+
+use std::cell::OnceCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fathom_gguf::File;
+
+use super::hparams::Hparams;
+use crate::engine::routing::{self, Counts, LayerCount, Profile, RoutingId, Shape};
+use crate::engine::{Error, Routing};
+use crate::ggml::LayerRouting;
+
+/// Policies that are kept: more than a server's users want, few enough that a client who asks for ever new numbers costs nothing.
+const MOST_KNOWN: usize = 32;
+
+/// A policy for this model.
+pub(super) struct Followed {
+    pub(super) id: RoutingId,
+    /// One entry per layer.
+    pub(super) layers: Vec<LayerRouting>,
+}
+
+/// What was asked for, and what it means.
+struct Known {
+    routing: Routing,
+    /// Of the file that it came from: a new calibration replaces it.
+    stamp: Option<Stamp>,
+    policy: Arc<Followed>,
+}
+
+#[derive(Clone, PartialEq)]
+struct Stamp {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+pub(super) struct Policies {
+    file: Rc<File>,
+    shape: Shape,
+    /// Of the router; hashing it takes a while, so only when a profile asks.
+    fingerprint: OnceCell<String>,
+    /// The most recently used first.
+    known: Vec<Known>,
+    /// What sequences follow unless they are told otherwise.
+    default: Option<Arc<Followed>>,
+    costs: Costs,
+}
+
+/// What one expert costs.
+struct Costs {
+    /// Bytes of the weights of one expert, of each layer.
+    bytes: Vec<u64>,
+    /// Operations of one expert for a token: 2 for each weight.
+    flops: u64,
+}
+
+impl Policies {
+    /// # Errors
+    /// The policy that all sequences shall follow does not fit the model.
+    pub(super) fn new(file: &Rc<File>, hparams: &Hparams, default: &Routing) -> Result<Policies, Error> {
+        let n_layer = hparams.layers.len();
+        let shape = Shape { n_layer, n_expert: hparams.n_expert, n_used: hparams.n_used };
+        let expert_bytes = |layer: usize| {
+            let part = |name| file.opt_tensor(&format!("blk.{layer}.ffn_{name}_exps.weight")).map_or(0, |t| t.bytes);
+            ["gate", "up", "down"].map(part).iter().sum::<u64>() / hparams.n_expert as u64
+        };
+        let costs = Costs {
+            bytes: (0..n_layer).map(expert_bytes).collect(),
+            flops: 2 * 3 * hparams.n_embd as u64 * hparams.n_ff as u64,
+        };
+        let (fingerprint, known) = (OnceCell::new(), Vec::new());
+        let mut policies = Policies { file: Rc::clone(file), shape, fingerprint, known, default: None, costs };
+        policies.default = policies.find(default)?;
+        Ok(policies)
+    }
+
+    /// What empty sequences follow.
+    pub(super) fn default(&self) -> Option<Arc<Followed>> {
+        self.default.clone()
+    }
+
+    /// # Errors
+    /// It does not fit the model.
+    pub(super) fn find(&mut self, routing: &Routing) -> Result<Option<Arc<Followed>>, Error> {
+        if *routing == Routing::Off {
+            return Ok(None);
+        }
+        let stamp = self.stamp(routing);
+        if let Some(at) = self.known.iter().position(|known| known.routing == *routing) {
+            let known = self.known.remove(at);
+            if known.stamp == stamp {
+                self.known.insert(0, known);
+                return Ok(Some(Arc::clone(&self.known[0].policy)));
+            }
+        }
+        let found = routing::resolve(routing, &self.file, self.shape, &self.fingerprint)?;
+        let Some(profile) = found else { return Ok(None) };
+        let policy = Arc::new(Followed { id: profile.id(), layers: layers(&profile, self.shape) });
+        self.known.insert(0, Known { routing: routing.clone(), stamp, policy: Arc::clone(&policy) });
+        self.known.truncate(MOST_KNOWN);
+        Ok(Some(policy))
+    }
+
+    /// The policy of an id that [`Policies::find`] gave.
+    pub(super) fn get(&self, id: RoutingId) -> Result<Option<Arc<Followed>>, Error> {
+        if id == RoutingId::OFF {
+            return Ok(None);
+        }
+        let policies = self.known.iter().map(|known| &known.policy).chain(&self.default);
+        let found = policies.into_iter().find(|policy| policy.id == id);
+        found
+            .cloned()
+            .map(Some)
+            .ok_or_else(|| Error::Batch("a routing policy was set that was not asked for".to_owned()))
+    }
+
+    /// Of the file that profiles are read from.
+    fn stamp(&self, routing: &Routing) -> Option<Stamp> {
+        let path = match routing {
+            Routing::Named { file: Some(file), .. } => file.clone(),
+            Routing::Named { .. } | Routing::Margin => routing::sidecar(self.file.path()),
+            _ => return None,
+        };
+        let metadata = std::fs::metadata(&path).ok()?;
+        Some(Stamp { path, bytes: metadata.len(), modified: metadata.modified().ok() })
+    }
+
+    /// Nothing counted yet.
+    pub(super) fn no_counts(&self) -> Counts {
+        Counts {
+            n_used: self.shape.n_used,
+            layers: vec![LayerCount::default(); self.shape.n_layer],
+            bytes_saved: 0,
+            flops_saved: 0,
+        }
+    }
+
+    /// Counts one token of `layer` that kept some of its experts. `alone`: its sequence computed no other token in the step, so that a dropped
+    /// expert was not read for it; among the tokens of a prompt another one may have needed it.
+    pub(super) fn count(&self, counts: &mut Counts, layer: usize, kept: u32, alone: bool) {
+        let dropped = (self.shape.n_used as u64).saturating_sub(kept.into());
+        counts.layers[layer].tokens += 1;
+        counts.layers[layer].kept += u64::from(kept);
+        counts.flops_saved += dropped * self.costs.flops;
+        if alone {
+            counts.bytes_saved += dropped * self.costs.bytes[layer];
+        }
+    }
+}
+
+/// A checked profile in the kernel's form.
+fn layers(profile: &Profile, shape: Shape) -> Vec<LayerRouting> {
+    let n_expert = shape.n_expert;
+    let of = |(layer, rule): (usize, &routing::LayerRule)| {
+        let experts = layer * n_expert..(layer + 1) * n_expert;
+        let mut protected = Vec::new();
+        for expert in profile.protected.iter().map(|&expert| expert as usize).filter(|expert| experts.contains(expert))
+        {
+            protected.resize(n_expert, 0);
+            protected[expert - experts.start] = 1;
+        }
+        LayerRouting {
+            policy: profile.policy,
+            k_min: rule.k_min,
+            k_max: rule.k_max,
+            route_hash: profile.route_hash,
+            threshold: rule.theta,
+            beta: rule.beta,
+            rho: rule.rho,
+            alpha: rule.alpha,
+            expert_norm: profile.expert_norm.get(experts.clone()).unwrap_or_default().into(),
+            protected: protected.into(),
+        }
+    };
+    profile.layers.iter().enumerate().map(of).collect()
+}
