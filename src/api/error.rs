@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::ollama::duration;
+use super::ollama::{duration, options};
 use crate::modelfile::CreateError;
 use crate::{chat, completion, scheduler, store};
 
@@ -121,6 +121,19 @@ pub enum Error {
     ContextExceeded { tokens: usize, n_ctx: usize },
     #[error("unknown renderer \"{0}\"")]
     Renderer(String),
+}
+
+impl From<options::Error> for Error {
+    fn from(error: options::Error) -> Self {
+        match error {
+            // Ollama has no such option, so no client expects the status of its options.
+            options::Error::Routing(_) => Error::BadRequest(error.to_string()),
+            options::Error::Type { .. }
+            | options::Error::Strings { .. }
+            | options::Error::Word { .. }
+            | options::Error::Mirostat(_) => Error::Option(error.to_string()),
+        }
+    }
 }
 
 impl From<completion::Error> for Error {
@@ -255,6 +268,7 @@ fn scheduler_status(error: &scheduler::Error) -> StatusCode {
         scheduler::Error::EmptyPrompt
         | scheduler::Error::PromptTooLong { .. }
         | scheduler::Error::UnknownToken { .. }
+        | scheduler::Error::Routing { .. }
         | scheduler::Error::Sampler(_) => StatusCode::BAD_REQUEST,
         scheduler::Error::Load { .. }
         | scheduler::Error::Tokenizer { .. }

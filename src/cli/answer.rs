@@ -209,7 +209,15 @@ pub(super) fn write_stats(stats: &Stats, out: &mut impl Write) -> io::Result<()>
     line("eval count:", tokens(stats.eval_count))?;
     line("eval duration:", time(stats.eval_duration))?;
     line("eval rate:", rate(stats.eval_count, stats.eval_duration))?;
-    line("cached rows:", (!stats.kv.is_empty()).then(|| stats.kv.clone()))
+    line("cached rows:", (!stats.kv.is_empty()).then(|| stats.kv.clone()))?;
+    let Some(routing) = &stats.routing else { return Ok(()) };
+    let mean = |mean: Option<f64>| mean.map_or("-".to_owned(), |mean| format!("{mean:.2}"));
+    let experts = format!("{} of {} a token", mean(routing.mean_experts), routing.experts_used);
+    line("routing policy:", Some(routing.policy.clone()))?;
+    line("experts computed:", Some(experts))?;
+    line("by layer:", Some(routing.layers.iter().map(|layer| mean(*layer)).collect::<Vec<_>>().join(" ")))?;
+    line("weights not read:", Some(human::bytes(routing.bytes_saved)))?;
+    line("operations saved:", Some(format!("{:.3} GFLOP", routing.flops_saved as f64 / 1e9)))
 }
 
 #[cfg(test)]
@@ -217,6 +225,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::client;
 
     /// What a terminal of `columns` shows after `pieces` were written, as lines.
     fn screen(columns: usize, pieces: &[&str]) -> Vec<String> {
@@ -287,6 +296,28 @@ mod tests {
         assert_eq!(
             written(false, true),
             "\x1b[1;38;5;245mThinking...\n\x1b[0m\x1b[38;5;245mlet me see\n\x1b[0m\x1b[1;38;5;245m...done thinking.\x1b[0m\n\nit is 4\n\n"
+        );
+    }
+
+    #[test]
+    fn statistics_say_what_a_routing_policy_did() {
+        let routing = client::Routing {
+            policy: "topk:4".into(),
+            experts_used: 6,
+            mean_experts: Some(4.5),
+            layers: vec![Some(6.0), Some(4.0), None],
+            bytes_saved: 12_000_000,
+            flops_saved: 2_500_000_000,
+        };
+        let mut out = Vec::new();
+        write_stats(&Stats { routing: Some(routing), ..Stats::default() }, &mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "routing policy:       topk:4\n\
+             experts computed:     4.50 of 6 a token\n\
+             by layer:             6.00 4.00 -\n\
+             weights not read:     12 MB\n\
+             operations saved:     2.500 GFLOP\n"
         );
     }
 

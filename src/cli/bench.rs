@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{settings, weights};
 use crate::config::Config;
-use crate::engine::{self, Kind, KvType};
+use crate::engine::{self, Kind, KvType, Routing};
 use measure::{Job, Measured};
 use report::{FillCheck, Report, Row};
 
@@ -66,6 +66,9 @@ pub struct Args {
     /// Leave weights in the layout of the file
     #[arg(long)]
     no_repack: bool,
+    /// Routing policies to compare, as `--routing` of `fathom run` names them (`native` only)
+    #[arg(long, value_name = "POLICY[,POLICY]", value_delimiter = ',')]
+    routing: Vec<String>,
     /// Show where the time of one more prefill chunk and one more decode step goes, node by node (`native` only)
     #[arg(long)]
     nodes: bool,
@@ -105,9 +108,14 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let kv: KvType = args.kv.as_deref().unwrap_or(&config.kv_cache_type).parse()?;
     ensure!(!args.nodes || engines.contains(&Kind::Native), "only engine `native` can show its nodes");
 
-    let job = |engine: Kind, context: usize, parallel: usize, fill: Fill, round: usize| Job {
+    let routings = routings(&args, config, &engines)?;
+    let variants: Vec<(Kind, &Routing)> =
+        engines.iter().flat_map(|&engine| routings.iter().map(move |routing| (engine, routing))).collect();
+
+    let job = |(engine, routing): (Kind, &Routing), context: usize, parallel: usize, fill: Fill, round: usize| Job {
         weights: weights.clone(),
         engine: engine.to_string(),
+        routing: routing.to_string(),
         context,
         prompt: args.prompt,
         generate: args.r#gen,
@@ -122,22 +130,26 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for &parallel in &args.parallel {
         for &context in &args.context {
-            let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); engines.len()];
+            let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); variants.len()];
             for round in 0..args.rounds {
-                for (engine, measured) in engines.iter().zip(&mut measured) {
-                    tracing::debug!(%engine, context, parallel, round, "measures");
-                    measured.push(in_child(&job(*engine, context, parallel, args.fill, round))?);
+                for (variant, measured) in variants.iter().zip(&mut measured) {
+                    let (engine, routing) = variant;
+                    tracing::debug!(%engine, %routing, context, parallel, round, "measures");
+                    measured.push(in_child(&job(*variant, context, parallel, args.fill, round))?);
                 }
             }
-            rows.extend(
-                engines.iter().zip(&measured).map(|(engine, all)| Row::of(*engine, context, parallel, args.fill, all)),
-            );
+            rows.extend(variants.iter().zip(&measured).map(|((engine, routing), all)| {
+                let mut row = Row::of(*engine, context, parallel, args.fill, all);
+                row.routing = routing.to_string();
+                row
+            }));
         }
     }
     let fill_check = match (args.fill, args.context.iter().min(), rows.first()) {
         (Fill::Jump, Some(&context), Some(_)) => {
             let parallel = args.parallel[0];
-            let real = in_child(&job(engines[0], context, parallel, Fill::Real, 0))?;
+            let real = in_child(&job(variants[0], context, parallel, Fill::Real, 0))?;
+            // The first of a depth is that of the first variant.
             let jump = rows.iter().find(|row| row.is_for(engines[0], context, parallel)).context("a row per depth")?;
             Some(FillCheck::of(context, jump, &real))
         }
@@ -166,6 +178,24 @@ fn engines(args: &Args, config: &Config) -> anyhow::Result<Vec<Kind>> {
         }
     }
     Ok(engines)
+}
+
+/// The routing policies to compare, each once. Whether they fit the model, its engine says.
+fn routings(args: &Args, config: &Config, engines: &[Kind]) -> anyhow::Result<Vec<Routing>> {
+    let mut routings = Vec::new();
+    let named: Vec<&str> = args.routing.iter().map(String::as_str).collect();
+    let named = if named.is_empty() { vec![config.routing.as_str()] } else { named };
+    for name in named {
+        let routing = settings::routing(name.trim())?;
+        if !routings.contains(&routing) {
+            routings.push(routing);
+        }
+    }
+    let others = engines.iter().find(|&&engine| engine != Kind::Native);
+    if let (Some(engine), Some(routing)) = (others, routings.iter().find(|&routing| *routing != Routing::Off)) {
+        bail!("engine `{engine}` cannot follow routing `{routing}`: it computes every chosen expert");
+    }
+    Ok(routings)
 }
 
 /// Runs a job in a process of its own.

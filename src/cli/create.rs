@@ -17,6 +17,7 @@ use super::{connect, hint, progress};
 use crate::api::ollama::types::{CreateRequest, StoredMessage};
 use crate::client::{self, Client, Lines, Progress};
 use crate::config::Config;
+use crate::engine::Routing;
 use crate::modelfile::{self, Instruction, Modelfile};
 
 /// What a checkpoint directory gives besides its weights.
@@ -105,6 +106,17 @@ fn translated(modelfile: &Modelfile, folder: &Path) -> anyhow::Result<(CreateReq
                 Some(Value::Array(list)) => list.push(value.clone()),
                 _ if name == "stop" => {
                     request.parameters.insert(name.clone(), json!([value]));
+                }
+                _ if name == "routing" => {
+                    let routing: Routing = value.as_str().unwrap_or_default().parse().context("PARAMETER routing")?;
+                    // The server does not know where the Modelfile lies.
+                    let routing = match routing.file() {
+                        Some(_) => routing.within(
+                            &std::env::current_dir().context("cannot tell the current directory")?.join(folder),
+                        ),
+                        None => routing,
+                    };
+                    request.parameters.insert(name.clone(), json!(routing.to_string()));
                 }
                 _ => {
                     request.parameters.insert(name.clone(), value.clone());

@@ -70,6 +70,9 @@ pub struct Args {
     /// Compare with another element type of cached rows
     #[arg(long, value_name = "TYPE", help_heading = "Reference", conflicts_with_all = ["against_f32", "f32"])]
     against_kv: Option<String>,
+    /// Compare with another routing policy, such as `off`
+    #[arg(long, value_name = "POLICY", help_heading = "Reference")]
+    against_routing: Option<String>,
 
     /// Lengths of the prompts, in tokens
     #[arg(long, value_name = "N[,N]", value_delimiter = ',', default_value = "256,512,1024,2048", value_parser = at_least_one, help_heading = "Needles")]
@@ -128,7 +131,11 @@ impl Args {
     }
 
     fn has_reference(&self) -> bool {
-        self.against.is_some() || self.against_engine.is_some() || self.against_f32 || self.against_kv.is_some()
+        self.against.is_some()
+            || self.against_engine.is_some()
+            || self.against_f32
+            || self.against_kv.is_some()
+            || self.against_routing.is_some()
     }
 }
 
@@ -147,6 +154,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         kind: engine::plan::resolve(kind, &settings),
         exact: args.f32,
         kv_type: settings.kv_type,
+        routing: settings.routing.clone(),
     };
     let family = match for_model(&facts(&found)) {
         // A text needs no format but for the token that it begins with.
@@ -201,7 +209,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the model is compared with: each of the four flags changes one thing.
+/// What the model is compared with: each of the five flags changes one thing.
 fn reference(
     args: &Args,
     model: &Model,
@@ -219,6 +227,9 @@ fn reference(
     let mut reference = Model { kind, exact: args.against_f32 || args.f32, ..model.clone() };
     if let Some(kv) = &args.against_kv {
         reference.kv_type = kv.parse()?;
+    }
+    if let Some(policy) = &args.against_routing {
+        reference.routing = settings::routing(policy)?;
     }
     if let Some(name) = &args.against {
         let found = weights::model(name, config)?;

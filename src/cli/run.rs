@@ -65,13 +65,18 @@ fn format(text: &str) -> Result<Value, String> {
     Ok(json!(text))
 }
 
-pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
+pub fn run(mut args: Args, config: &Config) -> anyhow::Result<()> {
     // Bad flags are for this command to refuse, not for the log of a server it starts.
     settings::engine(&args.engine.applied(config)?)?;
+    // Part of every request and no setting of the server, which may run already.
+    let routing = args.engine.take("ROUTING").map(|text| settings::routing(&text)).transpose()?;
     let prompt = prompt(&args.prompt)?;
     let interactive = prompt.is_none() && io::stdout().is_terminal();
     let runtime = connect::runtime()?;
     let mut session = runtime.block_on(open(&args, config))?;
+    if let Some(routing) = routing {
+        session.options.insert("routing".into(), json!(routing.to_string()));
+    }
     if interactive {
         if runtime.block_on(session.preload())? == Ended::Interrupted {
             return Err(Interrupted.into());

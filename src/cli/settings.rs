@@ -1,5 +1,6 @@
 //! Flags made from the rows of the settings table, so that a setting is written down once.
 
+use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::hint;
@@ -30,6 +31,12 @@ impl<const SERVER: bool> Flags<SERVER> {
             config.apply_flag(variable, value)?;
         }
         Ok(config)
+    }
+
+    /// Takes a flag out, for a command that passes its value on in another way.
+    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.given.iter().position(|(variable, _)| variable.name == name)?;
+        Some(self.given.remove(at).1)
     }
 
     /// The same flags for the command line of another process.
@@ -68,10 +75,18 @@ pub(super) fn engine(config: &Config) -> anyhow::Result<(engine::Kind, engine::S
         },
         kv_type: config.kv_cache_type.parse()?,
         repack: config.repack,
+        routing: routing(&config.routing)?,
         script: config.script.clone(),
         ..defaults
     };
     Ok((kind, settings))
+}
+
+/// A routing policy as it was typed here: a file that it names is counted from this directory.
+pub(super) fn routing(text: &str) -> anyhow::Result<engine::Routing> {
+    let routing: engine::Routing = text.parse()?;
+    let here = || std::env::current_dir().context("cannot tell the current directory");
+    Ok(if routing.file().is_some() { routing.within(&here()?) } else { routing })
 }
 
 /// Refuses an engine that this program does not have before anything is opened for it.

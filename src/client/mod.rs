@@ -19,7 +19,8 @@ mod types;
 
 pub use lines::{Lines, MAX_LINE_BYTES};
 pub use types::{
-    ChatLine, ChatMessage, Details, GenerateLine, Loaded, Model, Progress, Show, Stats, Tensor, ToolCall, ToolFunction,
+    ChatLine, ChatMessage, Details, GenerateLine, Loaded, Model, Progress, Routing, Show, Stats, Tensor, ToolCall,
+    ToolFunction,
 };
 
 /// A browser cannot set a header of this kind, so its presence says that a program on this machine speaks.

@@ -149,7 +149,7 @@ pub struct ToolFunction {
 }
 
 /// Numbers of the last line; nanoseconds on the wire.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Stats {
     #[serde(deserialize_with = "nanoseconds")]
@@ -164,6 +164,20 @@ pub struct Stats {
     pub eval_duration: Duration,
     /// Element type of cached rows, unless it is the usual one.
     pub kv: String,
+    /// `None` = every chosen expert was computed.
+    pub routing: Option<Routing>,
+}
+
+/// What a routing policy did.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Routing {
+    pub policy: String,
+    pub experts_used: u64,
+    pub mean_experts: Option<f64>,
+    pub layers: Vec<Option<f64>>,
+    pub bytes_saved: u64,
+    pub flops_saved: u64,
 }
 
 /// RFC 3339 with any offset.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::chat::{self, Family, Parser, Piece, ToolCall};
+use crate::engine::Routing;
 use crate::ids::TokenId;
 use crate::sampler;
 use crate::scheduler::{self, EventStream, Generate, Lease, Limits, Logprob};
@@ -61,6 +62,8 @@ pub enum Error {
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     pub params: sampler::Params,
+    /// Which of the chosen experts are computed; `None` = what the model is loaded with.
+    pub routing: Option<Routing>,
     pub limits: Limits,
     /// Collect the ids of prompt and answer for [`Done::tokens`].
     pub keep_tokens: bool,
@@ -97,6 +100,7 @@ pub async fn start(lease: Lease, prepared: Prepared, answer: Answer) -> Result<C
             params: answer.params,
             limits: answer.limits,
             checkpoint_at: prepared.checkpoint_at,
+            routing: answer.routing,
         })
         .await?;
     Ok(Completion {

@@ -69,6 +69,8 @@ pub struct Config {
     pub kv_cache_type: String,
     /// Whether ggml copies weights into a layout its matrix kernels prefer.
     pub repack: bool,
+    /// Which of the chosen experts are computed, as [`crate::engine::Routing`] spells it.
+    pub routing: String,
     /// What the `scripted` engine plays back.
     pub script: Option<PathBuf>,
     pub log: Log,
@@ -201,6 +203,7 @@ impl Config {
             flash_attention: None,
             kv_cache_type: "f16".into(),
             repack: true,
+            routing: "off".into(),
             script: None,
             log: Log { verbosity: 0, filter: None, format: LogFormat::Text },
             history: true,
@@ -328,6 +331,7 @@ mod tests {
             ("FLASH_ATTENTION", "1"),
             ("KV_CACHE_TYPE", "Q8_0"),
             ("REPACK", "0"),
+            ("ROUTING", "topk:4"),
             ("SCRIPT", "/s"),
             ("NOPRUNE", "1"),
             ("DEBUG", "2"),

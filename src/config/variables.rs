@@ -260,6 +260,19 @@ pub static VARIABLES: &[Variable] = &[
         },
     },
     Variable {
+        name: "ROUTING",
+        flag: Some("routing"),
+        ollama: false,
+        group: Group::Engine,
+        value: "POLICY",
+        default: "off",
+        help: "Compute fewer of the chosen experts: `off`, `topk:K`, `rel:T`, `mass:P`, `margin`, the name of a profile of the model, or `FILE.routing.json#NAME` (`native` only)",
+        set: |c, v, _| {
+            c.routing = v.to_string();
+            Ok(())
+        },
+    },
+    Variable {
         name: "SCRIPT",
         flag: Some("script"),
         ollama: false,

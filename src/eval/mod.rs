@@ -15,7 +15,7 @@ use std::sync::Arc;
 use fathom_gguf::File;
 
 use crate::chat::{self, Family, Message, Request, Role};
-use crate::engine::{self, Engine, Kind, KvType, Settings};
+use crate::engine::{self, Engine, Kind, KvType, Routing, Settings};
 use crate::ids::TokenId;
 use crate::tokens::{self, Specials, Tokenizer};
 
@@ -45,6 +45,8 @@ pub struct Model {
     pub exact: bool,
     /// Element type of cached rows, unless `exact`.
     pub kv_type: KvType,
+    /// Which of the chosen experts are computed.
+    pub routing: Routing,
 }
 
 /// Everything that is to be measured.
@@ -229,6 +231,7 @@ fn load(job: &Job<'_>, model: &Model, n_ctx: usize, watch: &mut dyn Watch) -> Re
         n_ubatch: n_batch,
         n_outputs: n_batch,
         kv_type: model.kv_type,
+        routing: model.routing.clone(),
         ..job.settings.clone()
     };
     let mut told = 0;

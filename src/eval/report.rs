@@ -29,6 +29,8 @@ pub struct Report {
     pub exact: bool,
     /// Element type of cached rows.
     pub kv: &'static str,
+    /// Which of the chosen experts were computed.
+    pub routing: String,
     pub n_vocab: usize,
     /// Text tokens of the vocabulary; the logits may have more rows.
     pub n_tokens_known: usize,
@@ -54,6 +56,7 @@ impl Report {
             engine: info.engine.to_owned(),
             exact: job.model.exact,
             kv: info.kv_type.name(),
+            routing: job.model.routing.to_string(),
             n_vocab: info.n_vocab,
             n_tokens_known: tokenizer.n_vocab(),
             step_tokens: first.min(info.n_batch),
@@ -89,6 +92,7 @@ pub struct Against {
     pub engine: String,
     pub exact: bool,
     pub kv: &'static str,
+    pub routing: String,
     pub perplexity: Perplexity,
     pub divergence: Divergence,
 }
@@ -153,6 +157,7 @@ pub struct Found {
     pub engine: String,
     pub exact: bool,
     pub kv: &'static str,
+    pub routing: String,
     pub needles: Needles,
     /// Prompts that only the model, and that only the reference answered rightly.
     pub only_model: u64,
@@ -166,6 +171,7 @@ impl Found {
             engine: info.engine.to_owned(),
             exact: model.exact,
             kv: info.kv_type.name(),
+            routing: model.routing.to_string(),
             needles,
             only_model: 0,
             only_reference: 0,
@@ -303,6 +309,7 @@ mod tests {
             engine: "llama".to_owned(),
             exact: false,
             kv: "f16",
+            routing: "off".to_owned(),
             needles: reference,
             only_model: 0,
             only_reference: 0,

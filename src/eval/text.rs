@@ -203,6 +203,7 @@ pub(super) fn measure(
                 engine: model.kind.to_string(),
                 exact: model.exact,
                 kv: reference.kv,
+                routing: model.routing.to_string(),
                 perplexity: reference.perplexity,
                 divergence: difference.summary().ok_or_else(nothing)?,
             }),
@@ -281,7 +282,7 @@ mod tests {
     use crate::chat::Family;
     use crate::chat::family::{Facts, for_model};
     use crate::engine::scripted::{Model as Played, Play, Script, Scripted};
-    use crate::engine::{Kind, KvType, Settings};
+    use crate::engine::{Kind, KvType, Routing, Settings};
     use crate::eval::{Model, Split};
     use crate::tokens::Specials;
 
@@ -344,6 +345,7 @@ mod tests {
                 kind: Kind::Scripted,
                 exact: false,
                 kv_type: KvType::F16,
+                routing: Routing::Off,
             },
             reference: None,
             text: None,

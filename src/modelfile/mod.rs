@@ -88,6 +88,8 @@ pub enum ParameterType {
     Strings,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// One string.
+    Text,
 }
 
 /// Every PARAMETER that means something.
@@ -101,6 +103,7 @@ pub const PARAMETERS: &[(&str, ParameterType)] = &[
     ("num_thread", ParameterType::Integer),
     ("draft_num_predict", ParameterType::Integer),
     ("num_keep", ParameterType::Integer),
+    ("routing", ParameterType::Text),
     ("seed", ParameterType::Integer),
     ("num_predict", ParameterType::Integer),
     ("top_k", ParameterType::Integer),

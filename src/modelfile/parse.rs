@@ -319,7 +319,7 @@ fn parameter_value(kind: ParameterType, text: &str) -> Result<Value, Fault> {
             "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(Value::Bool(false)),
             _ => Err(Fault::Boolean(text.to_string())),
         },
-        ParameterType::Strings => Ok(Value::from(text)),
+        ParameterType::Strings | ParameterType::Text => Ok(Value::from(text)),
         ParameterType::OneOf(words) if words.contains(&text) => Ok(Value::from(text)),
         ParameterType::OneOf(words) => Err(Fault::Word { given: text.to_string(), words }),
     }

@@ -23,6 +23,9 @@ pub enum Error {
     /// One step failed; the request's sequence is gone, the model stays loaded.
     #[error("running `{model}` failed: {source}")]
     Step { model: String, source: Arc<engine::Error> },
+    /// The routing policy that the request asks for does not fit the model or its engine.
+    #[error("{source}")]
+    Routing { source: Arc<engine::Error> },
     /// The client kept its connection and read nothing of its answer ([`super::Settings::stall_limit`]).
     #[error("the client read nothing of its answer for {} s; the request was ended", .limit.as_secs_f64())]
     Stalled { limit: Duration },

@@ -34,7 +34,7 @@ use residency::{RequestId, Want};
 use sequence::{Client, Job};
 
 pub use error::Error;
-pub use request::{DoneReason, Event, Generate, Limits, Logprob, Stats};
+pub use request::{DoneReason, Event, Generate, Limits, Logprob, Routed, Stats};
 pub use spec::{KeepAlive, LoadOptions, Loader, ModelSpec};
 
 /// Events that wait for a client to read them before its sequence pauses: a few network packets' worth.
@@ -236,6 +236,7 @@ impl Lease {
             id,
             prompt: tokens,
             checkpoint_at: request.checkpoint_at,
+            routing: request.routing.unwrap_or_else(|| ready.spec.settings.routing.clone()),
             max_tokens: request.limits.max_tokens,
             sampler: Sampler::new(&params, info.n_vocab)?,
             text: tokens::Stream::new(ready.tokenizer.clone(), request.limits.stop),

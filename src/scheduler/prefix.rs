@@ -2,10 +2,11 @@
 //!
 //! Three kinds of past can help a prompt: a finished sequence that still lies in the engine and that the prompt continues; a
 //! remembered state ([`Remembered`]) of any sequence, running, finished or overwritten; a running sequence that is just at a
-//! prefix of the prompt. The longest one wins. At least one token is always left to compute, since somebody must give logits.
+//! prefix of the prompt. The longest one wins; what was computed under another routing policy is no past. At least one token is always left to compute, since somebody must give logits.
 
 use std::sync::Arc;
 
+use crate::engine::RoutingId;
 use crate::ids::TokenId;
 
 /// Remembered states, found by their tokens, within a budget of memory; the least recently used go first.
@@ -22,6 +23,7 @@ struct Entry<T> {
     /// A whole prompt, shared by its entries; this one is about its first `len` tokens.
     tokens: Arc<[TokenId]>,
     len: usize,
+    routing: RoutingId,
     bytes: usize,
     /// The sequence without which the state is nothing.
     within: Option<usize>,
@@ -34,6 +36,8 @@ struct Entry<T> {
 pub(super) struct State<T> {
     pub(super) tokens: Arc<[TokenId]>,
     pub(super) len: usize,
+    /// What it was computed under.
+    pub(super) routing: RoutingId,
     pub(super) bytes: usize,
     /// The sequence in which it lies, when it is only a mark there.
     pub(super) within: Option<usize>,
@@ -49,14 +53,15 @@ impl<T> Remembered<T> {
         self.bytes
     }
 
-    fn position(&self, tokens: &[TokenId]) -> Option<usize> {
-        self.entries.iter().position(|e| e.len == tokens.len() && e.tokens[..e.len] == *tokens)
+    fn position(&self, tokens: &[TokenId], routing: RoutingId) -> Option<usize> {
+        let is_it = |e: &Entry<T>| e.len == tokens.len() && e.routing == routing && e.tokens[..e.len] == *tokens;
+        self.entries.iter().position(is_it)
     }
 
-    /// Whether exactly these tokens are remembered; if so, they are fresh again.
-    pub(super) fn touch(&mut self, tokens: &[TokenId]) -> bool {
+    /// Whether exactly these tokens are remembered, computed under `routing`; if so, they are fresh again.
+    pub(super) fn touch(&mut self, tokens: &[TokenId], routing: RoutingId) -> bool {
         self.clock += 1;
-        let found = self.position(tokens);
+        let found = self.position(tokens, routing);
         if let Some(i) = found {
             self.entries[i].used = self.clock;
         }
@@ -88,11 +93,11 @@ impl<T> Remembered<T> {
     }
 
     /// Remembers a state, forgetting others as needed. `false`: it is larger than the whole budget.
-    pub(super) fn insert(&mut self, State { tokens, len, bytes, within, state }: State<T>) -> bool {
+    pub(super) fn insert(&mut self, State { tokens, len, routing, bytes, within, state }: State<T>) -> bool {
         if bytes > self.budget_bytes {
             return false;
         }
-        if let Some(i) = self.position(&tokens[..len]) {
+        if let Some(i) = self.position(&tokens[..len], routing) {
             self.bytes -= self.entries.swap_remove(i).bytes;
         }
         while self.bytes + bytes > self.budget_bytes || self.entries.len() >= MOST_STATES {
@@ -102,7 +107,7 @@ impl<T> Remembered<T> {
         }
         self.clock += 1;
         self.bytes += bytes;
-        self.entries.push(Entry { tokens, len, bytes, within, used: self.clock, state });
+        self.entries.push(Entry { tokens, len, routing, bytes, within, used: self.clock, state });
         true
     }
 }
@@ -113,6 +118,8 @@ pub(super) struct Slot<'a> {
     pub(super) occupied: bool,
     /// What the engine has computed for it; empty when it was released.
     pub(super) tokens: &'a [TokenId],
+    /// What they were computed under.
+    pub(super) routing: RoutingId,
     /// When it was last used, on any growing clock.
     pub(super) used: u64,
 }
@@ -145,14 +152,16 @@ const MOST_STATES: usize = 256;
 /// The shortest prefix that is worth a copied state: computing fewer tokens costs less than one ordinary step.
 const WORTH_COPYING: usize = 16;
 
-/// Chooses a free sequence and the longest past for `prompt`. `None` when no sequence is free.
+/// Chooses a free sequence and the longest past for `prompt`, which is to be computed under `routing`. `None` when no sequence is free.
 pub(super) fn choose<T>(
     prompt: &[TokenId],
+    routing: RoutingId,
     slots: &[Slot],
     remembered: &Remembered<T>,
     can_fork: bool,
 ) -> Option<Start> {
-    let begins = |slot: &Slot| slot.tokens.len() < prompt.len() && prompt.starts_with(slot.tokens);
+    let begins =
+        |slot: &Slot| slot.routing == routing && slot.tokens.len() < prompt.len() && prompt.starts_with(slot.tokens);
     let free = || slots.iter().enumerate().filter(|(_, s)| !s.occupied);
     // An empty sequence before one whose past could still be of use, and of those the one unused for longest.
     let (spare, _) = free().min_by_key(|(_, s)| (!s.tokens.is_empty(), s.used))?;
@@ -163,7 +172,8 @@ pub(super) fn choose<T>(
     // A mark in a free sequence is used there; one in a running sequence, or overwritten by its own copy, is not.
     let idle = |slot: usize| slots.get(slot).is_some_and(|s| !s.occupied);
     let usable = |within: Option<usize>| within.is_none_or(|slot| idle(slot) || can_fork);
-    let state = remembered.longest(prompt, |entry| usable(entry.within)).and_then(|(place, entry)| {
+    let same = |entry: &Entry<T>| entry.routing == routing && usable(entry.within);
+    let state = remembered.longest(prompt, same).and_then(|(place, entry)| {
         let source = Source::Remembered(place);
         match entry.within.filter(|slot| idle(*slot)) {
             Some(slot) => Some(Start { slot, reused: entry.len, from: source }),
@@ -187,26 +197,28 @@ mod tests {
 
     use super::*;
 
+    const OFF: RoutingId = RoutingId::OFF;
+
     fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
         range.map(TokenId).collect()
     }
 
     fn state<T>(tokens: &Arc<[TokenId]>, len: usize, bytes: usize, state: T) -> State<T> {
-        State { tokens: tokens.clone(), len, bytes, within: None, state }
+        State { tokens: tokens.clone(), len, routing: RoutingId::OFF, bytes, within: None, state }
     }
 
     fn free<'a>(tokens: &'a [TokenId], used: u64) -> Slot<'a> {
-        Slot { occupied: false, tokens, used }
+        Slot { occupied: false, tokens, routing: RoutingId::OFF, used }
     }
 
     #[test]
     fn a_finished_conversation_goes_on_where_it_lies() {
         let past = tokens(0..50);
         let slots = [free(&[], 0), free(&past, 3)];
-        let start = choose(&tokens(0..60), &slots, &Remembered::<()>::new(0), true).expect("a slot");
+        let start = choose(&tokens(0..60), OFF, &slots, &Remembered::<()>::new(0), true).expect("a slot");
         assert_eq!(start, Start { slot: 1, reused: 50, from: Source::Itself });
         // The same prompt again: its last token must be computed, so the whole past is too long.
-        let start = choose(&past, &slots, &Remembered::<()>::new(0), true).expect("a slot");
+        let start = choose(&past, OFF, &slots, &Remembered::<()>::new(0), true).expect("a slot");
         assert_eq!(start, Start { slot: 0, reused: 0, from: Source::Nothing });
     }
 
@@ -219,7 +231,7 @@ mod tests {
         }
         let mut prompt = tokens(0..45);
         prompt.extend(tokens(90..99));
-        let start = choose(&prompt, &[free(&past, 1), free(&[], 0)], &remembered, true).expect("a slot");
+        let start = choose(&prompt, OFF, &[free(&past, 1), free(&[], 0)], &remembered, true).expect("a slot");
         let Source::Remembered(place) = start.from else { panic!("{start:?}") };
         assert_eq!((start.slot, start.reused, *remembered.get(place).0), (1, 40, 40));
     }
@@ -227,13 +239,31 @@ mod tests {
     #[test]
     fn a_running_sequence_is_copied_only_where_it_stands() {
         let running = tokens(0..30);
-        let slots = [Slot { occupied: true, tokens: &running, used: 1 }, free(&[], 0)];
+        let slots = [Slot { occupied: true, ..free(&running, 1) }, free(&[], 0)];
         let none = Remembered::<()>::new(0);
-        let of = |prompt: &[TokenId], can_fork| choose(prompt, &slots, &none, can_fork).map(|s| s.from);
+        let of = |prompt: &[TokenId], can_fork| choose(prompt, OFF, &slots, &none, can_fork).map(|s| s.from);
         assert_eq!(of(&tokens(0..40), true), Some(Source::Slot(0)));
         assert_eq!(of(&tokens(0..40), false), Some(Source::Nothing));
         assert_eq!(of(&tokens(0..29), true), Some(Source::Nothing));
-        assert_eq!(choose(&tokens(0..40), &slots[..1], &none, true), None, "no sequence is free");
+        assert_eq!(choose(&tokens(0..40), OFF, &slots[..1], &none, true), None, "no sequence is free");
+    }
+
+    #[test]
+    fn what_was_computed_under_another_routing_policy_is_no_past() {
+        let other = RoutingId([1; 32]);
+        let past: Arc<[TokenId]> = tokens(0..50).into();
+        let mut remembered = Remembered::new(1000);
+        assert!(remembered.insert(state(&past, 20, 100, 'a')));
+        assert!(remembered.insert(State { routing: other, ..state(&past, 30, 100, 'b') }));
+        assert!(remembered.touch(&past[..20], OFF) && !remembered.touch(&past[..20], other));
+        let slots = [free(&past, 1), Slot { occupied: true, routing: other, ..free(&past[..40], 2) }, free(&[], 0)];
+        let reused =
+            |routing, slots: &[Slot]| choose(&tokens(0..60), routing, slots, &remembered, true).map(|s| s.reused);
+        assert_eq!(reused(OFF, &slots), Some(50));
+        assert_eq!(reused(other, &slots), Some(40));
+        assert_eq!(reused(OFF, &slots[1..]), Some(20));
+        assert_eq!(reused(other, &slots[2..]), Some(30));
+        assert_eq!(reused(RoutingId([2; 32]), &slots), Some(0));
     }
 
     #[test]
@@ -242,10 +272,10 @@ mod tests {
         let all: Arc<[TokenId]> = tokens(0..100).into();
         assert!(remembered.insert(state(&all, 20, 100, 'a')));
         assert!(remembered.insert(state(&all, 30, 100, 'b')));
-        assert!(remembered.touch(&all[..20]));
+        assert!(remembered.touch(&all[..20], OFF));
         assert!(remembered.insert(state(&all, 40, 100, 'c')));
-        assert!(!remembered.touch(&all[..30]), "b was the oldest");
-        assert!(remembered.touch(&all[..20]));
+        assert!(!remembered.touch(&all[..30], OFF), "b was the oldest");
+        assert!(remembered.touch(&all[..20], OFF));
         assert!(!remembered.insert(state(&all, 50, 251, 'd')), "larger than everything");
         assert_eq!(remembered.bytes(), 200);
     }
@@ -259,9 +289,9 @@ mod tests {
         }
         let mut prompt = tokens(0..45);
         prompt.extend(tokens(90..99));
-        let busy = Slot { occupied: true, tokens: &past, used: 1 };
+        let busy = Slot { occupied: true, ..free(&past, 1) };
         let of = |slot, can_fork, remembered: &Remembered<usize>| {
-            choose(&prompt, &[free(&[], 0), slot], remembered, can_fork).map(|s| (s.slot, s.reused))
+            choose(&prompt, OFF, &[free(&[], 0), slot], remembered, can_fork).map(|s| (s.slot, s.reused))
         };
         assert_eq!(of(free(&past, 1), false, &remembered), Some((1, 40)), "in place");
         assert_eq!(of(busy, true, &remembered), Some((0, 40)), "copied");
@@ -291,7 +321,7 @@ mod tests {
                 v
             };
             let pasts: Vec<(Vec<TokenId>, bool)> = pasts.iter().map(|(own, n, o)| (mixed(&ids(own), *n), *o)).collect();
-            let slots: Vec<Slot> = pasts.iter().map(|(t, o)| Slot { occupied: *o, tokens: t, used: t.len() as u64 }).collect();
+            let slots: Vec<Slot> = pasts.iter().map(|(t, o)| Slot { occupied: *o, ..free(t, t.len() as u64) }).collect();
             let mut remembered = Remembered::new(1 << 20);
             for (shared, len, within) in states {
                 let within = within.filter(|slot| *slot < slots.len());
@@ -300,7 +330,7 @@ mod tests {
                 let known = own[..len].to_vec();
                 remembered.insert(State { within, ..state(&own.into(), len, 1, known) });
             }
-            let start = choose(&prompt, &slots, &remembered, can_fork);
+            let start = choose(&prompt, OFF, &slots, &remembered, can_fork);
             prop_assert_eq!(start.is_none(), slots.iter().all(|s| s.occupied));
             let Some(start) = start else { return Ok(()) };
             prop_assert!(!slots[start.slot].occupied);

@@ -1,9 +1,10 @@
 //! What a request brings and what it hears back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
-use crate::engine::KvType;
+use crate::engine::{KvType, Routing, routing};
 use crate::ids::TokenId;
 use crate::sampler::{self, Scored};
 
@@ -16,6 +17,8 @@ pub struct Generate {
     /// Prompt positions that a later request will probably share: the end of the system prompt and tools, the end of the last
     /// user message. The scheduler remembers the sequence's state there; the end of the prompt is remembered anyway.
     pub checkpoint_at: Vec<usize>,
+    /// Which of the chosen experts are computed; `None` = what the model is loaded with.
+    pub routing: Option<Routing>,
 }
 
 /// When an answer ends.
@@ -63,7 +66,7 @@ pub enum DoneReason {
 }
 
 /// Numbers of one finished request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     pub prompt_tokens: usize,
     /// The part of the prompt that came from the prefix cache.
@@ -80,4 +83,13 @@ pub struct Stats {
     pub decode: Duration,
     /// Element type of the cached rows that the answer was computed with.
     pub kv_type: KvType,
+    /// `None` = every chosen expert was computed.
+    pub routing: Option<Arc<Routed>>,
+}
+
+/// What a routing policy did for a request, prompt tokens that were not cached included.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routed {
+    pub routing: Routing,
+    pub counts: routing::Counts,
 }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::Want;
 use super::{DoneReason, Error, Event, Logprob, Stats};
+use crate::engine::Routing;
 use crate::ids::TokenId;
 use crate::sampler::Sampler;
 use crate::tokens;
@@ -24,6 +25,7 @@ pub(super) struct Job {
     pub(super) id: u64,
     pub(super) prompt: Vec<TokenId>,
     pub(super) checkpoint_at: Vec<usize>,
+    pub(super) routing: Routing,
     pub(super) max_tokens: Option<usize>,
     pub(super) sampler: Sampler,
     pub(super) text: tokens::Stream,
@@ -111,6 +113,8 @@ pub(super) struct Sequence {
     tokens: Vec<TokenId>,
     /// The first tokens, which the engine has computed. The newest token never is.
     computed: usize,
+    /// What its experts are chosen by.
+    pub(super) routing: Routing,
     /// The whole prompt, for whoever remembers states of it.
     prompt: Arc<[TokenId]>,
     /// Where to stop prefill and remember the state; the next one is last.
@@ -141,6 +145,7 @@ impl Sequence {
             id: job.id,
             prompt: job.prompt.as_slice().into(),
             tokens: job.prompt,
+            routing: job.routing,
             computed: reused,
             cuts,
             sampler,

@@ -14,8 +14,8 @@ use super::batch::{Planner, Want};
 use super::control::{Control, End};
 use super::prefix::{self, Remembered, Slot as Past, Source};
 use super::sequence::{Client, Job, Readiness, Sequence};
-use super::{DoneReason, Error, Event, Stats};
-use crate::engine::{Batch, BatchToken, Checkpoint, Engine, Output, Outputs};
+use super::{DoneReason, Error, Event, Routed, Stats};
+use crate::engine::{self, Batch, BatchToken, Checkpoint, Engine, Output, Outputs, RoutingId};
 use crate::ids::{Pos, SeqId, TokenId};
 use crate::telemetry::{EndLabel, EngineLabel, Metrics};
 
@@ -59,6 +59,8 @@ struct Slot {
     running: Option<Sequence>,
     /// What the engine still holds of a sequence that has ended.
     past: Vec<TokenId>,
+    /// What the running or past tokens were computed under.
+    routing: RoutingId,
     used: u64,
 }
 
@@ -67,6 +69,7 @@ impl Slot {
         Past {
             occupied: self.running.is_some(),
             tokens: self.running.as_ref().map_or(&self.past, Sequence::computed),
+            routing: self.routing,
             used: self.used,
         }
     }
@@ -201,11 +204,12 @@ impl Worker {
         let before = self.waiting.len();
         self.waiting.retain_mut(|job| job.client.flush(now) != Readiness::Gone);
         let mut cancelled = before - self.waiting.len();
-        for slot in &mut self.slots {
+        for (i, slot) in self.slots.iter_mut().enumerate() {
             let gone = |sequence: &mut Sequence| sequence.client.flush(now) == Readiness::Gone;
             if let Some(sequence) = slot.running.take_if(gone) {
                 cancelled += 1;
-                log_end(&self.setup.model, &sequence, "cancelled");
+                let routed = routed(&*self.engine, &self.setup.metrics, i, &sequence);
+                log_end(&self.setup.model, &sequence, routed.as_deref(), "cancelled");
                 // What was computed stays: the client may ask again.
                 slot.past = sequence.end().1;
             }
@@ -231,10 +235,11 @@ impl Worker {
         for client in self.leaving.extract_if(.., |client| overdue(client)) {
             client.cut(error.clone());
         }
-        for slot in &mut self.slots {
+        for (i, slot) in self.slots.iter_mut().enumerate() {
             if let Some(sequence) = slot.running.take_if(|sequence| overdue(&sequence.client)) {
                 self.setup.metrics.requests.get_or_create(&EndLabel { reason: "stalled" }).inc();
-                log_end(&self.setup.model, &sequence, "stalled");
+                let routed = routed(&*self.engine, &self.setup.metrics, i, &sequence);
+                log_end(&self.setup.model, &sequence, routed.as_deref(), "stalled");
                 let (client, past) = sequence.end();
                 slot.past = past;
                 client.cut(error.clone());
@@ -255,19 +260,33 @@ impl Worker {
             if self.slots.iter().all(|slot| slot.running.is_some()) {
                 return;
             }
+            let routing = match self.engine.find_routing(&job.routing) {
+                Ok(routing) => routing,
+                Err(error) => {
+                    self.refuse_first(error);
+                    continue;
+                }
+            };
             let pasts: Vec<Past> = self.slots.iter().map(Slot::past).collect();
             let can_fork = self.engine.info().support.fork;
-            let Some(start) = prefix::choose(&job.prompt, &pasts, &self.remembered, can_fork) else { return };
-            let Some(job) = self.waiting.pop_front() else { return };
-            let reused = match self.begin(start) {
+            let start = prefix::choose(&job.prompt, routing, &pasts, &self.remembered, can_fork);
+            let Some(start) = start else { return };
+            let seq = SeqId(start.slot as u32);
+            let reused = match self.begin(start).and_then(|()| self.engine.set_routing(seq, routing)) {
                 Ok(()) => start.reused,
                 Err(error) => {
                     tracing::warn!(model = self.setup.model, %error, "a cached prefix could not be used");
                     self.setup.metrics.prefix_failures.inc();
                     self.release(start.slot);
+                    self.slots[start.slot].past.clear();
+                    if let Err(error) = self.engine.set_routing(seq, routing) {
+                        self.refuse_first(error);
+                        continue;
+                    }
                     0
                 }
             };
+            let Some(job) = self.waiting.pop_front() else { return };
             let info = self.engine.info();
             let remembers = info.support.checkpoint && self.setup.prefix_bytes > 0;
             let sequence = Sequence::start(job, reused, info.n_ctx, remembers, now);
@@ -291,12 +310,21 @@ impl Worker {
             let slot = &mut self.slots[start.slot];
             slot.used = self.clock;
             slot.past.clear();
+            slot.routing = routing;
             slot.running = Some(sequence);
         }
     }
 
+    /// Ends the request that waits first: its routing policy cannot be followed.
+    fn refuse_first(&mut self, error: engine::Error) {
+        let Some(job) = self.waiting.pop_front() else { return };
+        tracing::debug!(model = self.setup.model, request = job.id, %error, "refused");
+        self.setup.metrics.requests.get_or_create(&EndLabel { reason: "failed" }).inc();
+        job.client.cut(Error::Routing { source: Arc::new(error) });
+    }
+
     /// Makes the engine hold what `start` promises. States that lie in what is overwritten are forgotten.
-    fn begin(&mut self, start: prefix::Start) -> Result<(), crate::engine::Error> {
+    fn begin(&mut self, start: prefix::Start) -> Result<(), engine::Error> {
         let seq = SeqId(start.slot as u32);
         match start.from {
             Source::Itself => Ok(()),
@@ -394,13 +422,15 @@ impl Worker {
                 continue;
             }
             let (n_tokens, prompt) = (sequence.computed().len(), sequence.prompt().clone());
-            if n_tokens >= self.too_long || self.remembered.touch(&prompt[..n_tokens]) {
+            let routing = self.slots[i].routing;
+            if n_tokens >= self.too_long || self.remembered.touch(&prompt[..n_tokens], routing) {
                 continue;
             }
             match self.engine.checkpoint(SeqId(i as u32)) {
                 Ok(checkpoint) => {
                     let (bytes, within) = (checkpoint.bytes, checkpoint.within.map(|seq| seq.0 as usize));
-                    let state = prefix::State { tokens: prompt, len: n_tokens, bytes, within, state: checkpoint };
+                    let state =
+                        prefix::State { tokens: prompt, len: n_tokens, routing, bytes, within, state: checkpoint };
                     if !self.remembered.insert(state) {
                         tracing::debug!(model = self.setup.model, n_tokens, bytes, "a state is too large to remember");
                         self.too_long = n_tokens;
@@ -443,10 +473,14 @@ impl Worker {
     }
 
     /// Says the last word to the client of a sequence and makes room for the next one. What was computed stays until then.
-    fn end(&mut self, slot: usize, last: Event, label: &'static str) {
+    fn end(&mut self, slot: usize, mut last: Event, label: &'static str) {
         let Some(sequence) = self.slots[slot].running.take() else { return };
         self.setup.metrics.requests.get_or_create(&EndLabel { reason: label }).inc();
-        log_end(&self.setup.model, &sequence, label);
+        let routed = routed(&*self.engine, &self.setup.metrics, slot, &sequence);
+        log_end(&self.setup.model, &sequence, routed.as_deref(), label);
+        if let Event::Done { stats, .. } = &mut last {
+            stats.routing = routed;
+        }
         self.clock += 1;
         let (mut client, past) = sequence.end();
         self.slots[slot].used = self.clock;
@@ -457,8 +491,8 @@ impl Worker {
     }
 
     /// The state of everyone who took part is lost.
-    fn step_failed(&mut self, error: crate::engine::Error) {
-        let aborted = matches!(error, crate::engine::Error::Aborted);
+    fn step_failed(&mut self, error: engine::Error) {
+        let aborted = matches!(error, engine::Error::Aborted);
         let error = Error::Step { model: self.setup.model.clone(), source: Arc::new(error) };
         if aborted {
             tracing::debug!(model = self.setup.model, "a step was given up");
@@ -472,10 +506,32 @@ impl Worker {
             }
             if !aborted {
                 self.end(i, Event::Failed(error.clone()), "failed");
+            } else if let Err(error) = self.route_again(i) {
+                self.end(i, Event::Failed(Error::Routing { source: Arc::new(error) }), "failed");
             }
             // Aborted: its client left, or everything ends, and the loop sees to it. If neither, it is computed again.
         }
     }
+}
+
+impl Worker {
+    /// A running sequence that begins anew follows its policy again, or what has become of it.
+    fn route_again(&mut self, slot: usize) -> Result<(), engine::Error> {
+        let Some(sequence) = &self.slots[slot].running else { return Ok(()) };
+        let routing = self.engine.find_routing(&sequence.routing)?;
+        self.slots[slot].routing = routing;
+        self.engine.set_routing(SeqId(slot as u32), routing)
+    }
+}
+
+/// What the policy of a sequence that ends has done, counted into the totals.
+fn routed(engine: &dyn Engine, metrics: &Metrics, slot: usize, sequence: &Sequence) -> Option<Arc<Routed>> {
+    let counts = engine.routing_counts(SeqId(slot as u32))?;
+    metrics.experts_chosen.inc_by(counts.chosen());
+    metrics.experts_computed.inc_by(counts.computed());
+    metrics.expert_bytes_saved.inc_by(counts.bytes_saved);
+    metrics.expert_flops_saved.inc_by(counts.flops_saved);
+    Some(Arc::new(Routed { routing: sequence.routing.clone(), counts }))
 }
 
 impl Drop for Worker {
@@ -485,7 +541,7 @@ impl Drop for Worker {
 }
 
 /// One line per request that a person can read.
-fn log_end(model: &str, sequence: &Sequence, end: &str) {
+fn log_end(model: &str, sequence: &Sequence, routed: Option<&Routed>, end: &str) {
     let stats = sequence.stats();
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { (tokens as f64 / seconds).round() } else { 0.0 };
     let computed = stats.prompt_tokens - stats.cached_tokens;
@@ -499,6 +555,7 @@ fn log_end(model: &str, sequence: &Sequence, end: &str) {
         first_token_ms = sequence.time_to_first_token().map_or(0, |t| t.as_millis() as u64),
         prefill_tok_s = rate(computed, stats.prefill.as_secs_f64()),
         decode_tok_s = rate(stats.generated_tokens.saturating_sub(1), stats.decode.as_secs_f64()),
+        mean_experts = routed.and_then(|routed| routed.counts.mean()),
         "{end}"
     );
 }

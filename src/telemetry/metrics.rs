@@ -57,6 +57,14 @@ pub struct Metrics {
     pub step_tokens: Histogram,
     /// From the request's arrival at the model to its first token.
     pub first_token_seconds: Histogram,
+    /// Experts that routers chose, in requests that follow a routing policy; others are not counted.
+    pub experts_chosen: Counter,
+    /// Those of them that were computed.
+    pub experts_computed: Counter,
+    /// Weights of the others that were not read for decoded tokens.
+    pub expert_bytes_saved: Counter,
+    /// Operations of the others.
+    pub expert_flops_saved: Counter,
 }
 
 impl Default for Metrics {
@@ -88,6 +96,10 @@ impl Metrics {
             step_seconds: seconds(),
             step_tokens: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             first_token_seconds: seconds(),
+            experts_chosen: Counter::default(),
+            experts_computed: Counter::default(),
+            expert_bytes_saved: Counter::default(),
+            expert_flops_saved: Counter::default(),
         };
         let mut r = Registry::with_prefix("fathom");
         r.register("requests", "Requests that reached a model, by how they ended", metrics.requests.clone());
@@ -107,6 +119,16 @@ impl Metrics {
         r.register("step_seconds", "Time of one engine step", metrics.step_seconds.clone());
         r.register("step_tokens", "Tokens of one engine step", metrics.step_tokens.clone());
         r.register("first_token_seconds", "Time to the first token", metrics.first_token_seconds.clone());
+        r.register(
+            "experts_chosen",
+            "Experts chosen in requests with a routing policy",
+            metrics.experts_chosen.clone(),
+        );
+        r.register("experts_computed", "Experts computed in these requests", metrics.experts_computed.clone());
+        let saved = "Bytes of dropped experts that decoding did not read";
+        r.register("expert_bytes_saved", saved, metrics.expert_bytes_saved.clone());
+        let saved = "Floating point operations of dropped experts";
+        r.register("expert_flops_saved", saved, metrics.expert_flops_saved.clone());
         metrics.registry = Arc::new(r);
         metrics
     }

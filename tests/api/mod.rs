@@ -7,5 +7,6 @@ mod generate;
 mod heldout;
 mod metrics;
 mod models;
+mod routing;
 mod soak;
 mod transport;

@@ -7,6 +7,7 @@ mod eval;
 mod help;
 mod models;
 mod repl;
+mod routing;
 mod run;
 mod settings;
 mod shards;

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use fathom::chat::family::{Facts, for_model};
-use fathom::engine::{Kind, KvType};
+use fathom::engine::{Kind, KvType, Routing};
 use fathom::eval::text::{Shape, Windows};
 use fathom::eval::{self, Job, Model, Report, Silent, Split, Text};
 use fathom::tokens::Specials;
@@ -19,6 +19,7 @@ fn model(path: &std::path::Path, exact: bool) -> Model {
         kind: Kind::Llama,
         exact,
         kv_type: KvType::F16,
+        routing: Routing::Off,
     }
 }
 

@@ -10,8 +10,8 @@ use serde::{Serialize, Serializer};
 
 use crate::chat::{Arguments, RawJson, ToolCall};
 use crate::completion::{Likelihood, TokenLogprob, Truncated};
-use crate::engine::KvType;
-use crate::scheduler::{DoneReason, Stats};
+use crate::engine::{self, KvType};
+use crate::scheduler::{DoneReason, Routed, Stats};
 
 /// A line of `/api/generate`.
 #[derive(Debug, Default, Serialize)]
@@ -36,6 +36,8 @@ pub struct Generate {
     pub logprobs: Vec<Logprob>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncated: Option<Left>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
 }
 
 /// A line of `/api/chat`.
@@ -55,6 +57,8 @@ pub struct Chat {
     pub metrics: Metrics,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncated: Option<Left>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
 }
 
 #[derive(Debug, Serialize)]
@@ -235,5 +239,47 @@ pub struct Left {
 impl From<Truncated> for Left {
     fn from(truncated: Truncated) -> Self {
         Left { messages: truncated.messages, tokens: truncated.tokens }
+    }
+}
+
+/// Our own field: what the request's routing policy did, over the tokens that were computed for it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Routing {
+    schema: u32,
+    /// As it was asked for; of a file, the profile's name only.
+    policy: String,
+    /// Experts that the router chooses for a token.
+    experts_used: usize,
+    /// Experts of a token that were computed, over all layers.
+    mean_experts: Option<f64>,
+    /// The same by layer.
+    layers: Vec<Option<f64>>,
+    experts_chosen: u64,
+    experts_computed: u64,
+    /// Weights that decoding did not read.
+    bytes_saved: u64,
+    /// Floating point operations that were not done.
+    flops_saved: u64,
+}
+
+impl From<&Routed> for Routing {
+    fn from(routed: &Routed) -> Self {
+        let counts = &routed.counts;
+        // Where a file lies on the server is nobody's business.
+        let policy = match &routed.routing {
+            engine::Routing::Named { file: Some(_), name } => name.clone().unwrap_or_else(|| "file".to_owned()),
+            other => other.to_string(),
+        };
+        Routing {
+            schema: 1,
+            policy,
+            experts_used: counts.n_used,
+            mean_experts: counts.mean(),
+            layers: counts.layers.iter().map(|layer| layer.mean()).collect(),
+            experts_chosen: counts.chosen(),
+            experts_computed: counts.computed(),
+            bytes_saved: counts.bytes_saved,
+            flops_saved: counts.flops_saved,
+        }
     }
 }

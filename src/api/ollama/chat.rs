@@ -106,7 +106,7 @@ pub async fn chat(
         needs.push(Capability::Vision);
     }
     subject.check(&needs)?;
-    let options = subject.options(&request.options)?;
+    let options = subject.options(&request.options, local)?;
     let lease = subject.acquire(&app, &options, &terms).await?;
     if messages.is_empty() {
         return Ok(special(model, Some("load"), None));
@@ -194,5 +194,6 @@ fn wire(model: Named, line: Line, started: Instant) -> answer::Chat {
         logprobs: line.logprobs,
         metrics: ending.metrics,
         truncated: ending.truncated,
+        routing: ending.routing,
     }
 }

@@ -14,6 +14,7 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::inference;
 use super::models::first_of;
 use super::options::Options;
 use super::types::*;
@@ -93,7 +94,7 @@ fn spec(request: CreateRequest, local: Local) -> Result<Spec, Error> {
         return Err(Error::BadRequest(modelfile::Fault::Requires.to_string()));
     }
     // What would fail in every later request fails here.
-    Options::new(&[&request.parameters]).map_err(|e| Error::Option(e.to_string()))?;
+    inference::check_routing_file(&Options::new(&[&request.parameters])?, local)?;
     let licenses = match request.license {
         Value::Null => Vec::new(),
         Value::String(license) => vec![license],

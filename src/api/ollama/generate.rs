@@ -83,7 +83,7 @@ pub async fn generate(
         needs.push(Capability::Vision);
     }
     subject.check(&needs)?;
-    let options = subject.options(&request.options)?;
+    let options = subject.options(&request.options, local)?;
     let lease = subject.acquire(&app, &options, &terms).await?;
     if request.prompt.is_empty() {
         return Ok(special(request.model.into(), Some("load"), None));
@@ -159,5 +159,6 @@ fn wire(model: Named, mut line: Line, started: Instant) -> answer::Generate {
         debug: None,
         logprobs: line.logprobs,
         truncated: ending.truncated,
+        routing: ending.routing,
     }
 }

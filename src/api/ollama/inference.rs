@@ -15,6 +15,7 @@ use crate::api::local::Local;
 use crate::api::{AppState, Error};
 use crate::chat::{Message, Role, Think};
 use crate::completion::{self, Completion, Done, Event, Overflow, Prepared, Target};
+use crate::engine::Routing;
 use crate::scheduler::{KeepAlive, Lease, Limits, LoadOptions};
 use crate::store::{self, Capability, Model, Name};
 
@@ -178,11 +179,15 @@ impl Subject {
     /// The request's options over the model's parameters.
     ///
     /// # Errors
-    /// The first value of a wrong type.
-    pub(super) fn options(&self, request: &Map<String, Value>) -> Result<Options, Error> {
+    /// The first value of a wrong type, a file that the request may not name.
+    pub(super) fn options(&self, request: &Map<String, Value>, local: Local) -> Result<Options, Error> {
         let advised = self.target.family.sampling();
-        Options::advised(advised, &[&self.target.model.params, request])
-            .map_err(|error| Error::Option(error.to_string()))
+        let options = Options::advised(advised, &[&self.target.model.params, request])?;
+        // A file that the model's parameters name was allowed when it was made.
+        if request.get("routing").is_some_and(|value| !value.is_null()) {
+            check_routing_file(&options, local)?;
+        }
+        Ok(options)
     }
 
     /// Waits for the model to be loaded under these options.
@@ -213,6 +218,21 @@ impl Subject {
     }
 }
 
+/// A file of routing profiles is named by its absolute path, and by programs of this machine only.
+///
+/// # Errors
+/// [`Error::PathNotAllowed`], [`Error::BadRequest`] for a relative path.
+pub(super) fn check_routing_file(options: &Options, local: Local) -> Result<(), Error> {
+    let Some(file) = options.routing.as_ref().and_then(Routing::file) else { return Ok(()) };
+    if local == Local::No {
+        return Err(Error::PathNotAllowed);
+    }
+    if !file.is_absolute() {
+        return Err(Error::BadRequest(format!("option \"routing\": `{}` must be an absolute path", file.display())));
+    }
+    Ok(())
+}
+
 /// A part of an answer, before an endpoint gives it its form.
 #[derive(Debug, Default)]
 pub(super) struct Line {
@@ -233,6 +253,7 @@ impl Line {
                 reason: Some(answer::done_reason(done.reason)),
                 metrics: Metrics::new(started.elapsed(), &done.stats),
                 truncated: done.truncated.map(answer::Left::from),
+                routing: done.stats.routing.as_deref().map(answer::Routing::from),
             },
         }
     }
@@ -251,6 +272,7 @@ pub(super) struct Ending {
     pub reason: Option<&'static str>,
     pub metrics: Metrics,
     pub truncated: Option<answer::Left>,
+    pub routing: Option<answer::Routing>,
 }
 
 /// The events of a completion as lines. Dropping the stream cancels the request.
@@ -314,6 +336,7 @@ pub(super) async fn start(
     params.logprobs = terms.logprobs;
     let answer = completion::Answer {
         params,
+        routing: options.routing,
         limits: Limits { max_tokens, stop: options.stop, ignore_end_token: false },
         keep_tokens,
     };

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::chat::family::Sampling;
 use crate::config::KV_TYPES;
-use crate::engine::KvType;
+use crate::engine::{KvType, Routing};
 use crate::sampler::{self, Mirostat};
 
 /// Everything that a request may tune, after all layers.
@@ -28,6 +28,10 @@ pub struct Options {
     pub use_mmap: Option<bool>,
     /// Element type of cached rows; `None` = the server's.
     pub kv: Option<KvType>,
+    /// Which of the chosen experts are computed; `None` = the server's default.
+    pub routing: Option<Routing>,
+    /// As it was written.
+    routing_text: Option<String>,
     mirostat: i64,
     mirostat_tau: f32,
     mirostat_eta: f32,
@@ -46,6 +50,8 @@ impl Default for Options {
             main_gpu: None,
             use_mmap: None,
             kv: None,
+            routing: None,
+            routing_text: None,
             mirostat: 0,
             // The defaults of the paper and of llama.cpp.
             mirostat_tau: 5.0,
@@ -65,6 +71,9 @@ pub enum Error {
     Word { name: &'static str, given: String, words: &'static [&'static str] },
     #[error("option \"mirostat\" must be 0, 1 or 2, not {0}")]
     Mirostat(i64),
+    /// Of ours, so the text is ours.
+    #[error("option \"routing\": {0}")]
+    Routing(String),
 }
 
 /// How a value of each type reaches its field.
@@ -75,6 +84,7 @@ enum Set {
     Strings(fn(&mut Options, Vec<String>)),
     /// One of these words.
     OneOf(&'static [&'static str], fn(&mut Options, &str)),
+    Text(fn(&mut Options, String)),
 }
 
 /// The least context that Ollama loads a model with.
@@ -90,6 +100,7 @@ const TABLE: &[(&str, Set)] = &[
     ("main_gpu", Set::Integer(|o, v| o.main_gpu = u32::try_from(v).ok())),
     ("use_mmap", Set::Boolean(|o, v| o.use_mmap = Some(v))),
     ("kv", Set::OneOf(KV_TYPES, |o, v| o.kv = v.parse().ok())),
+    ("routing", Set::Text(|o, v| o.routing_text = Some(v))),
     ("num_predict", Set::Integer(|o, v| o.num_predict = v)),
     ("stop", Set::Strings(|o, v| o.stop = v)),
     ("seed", Set::Integer(|o, v| o.sampler.seed = (v != -1).then_some(v as u64))),
@@ -140,6 +151,9 @@ impl Options {
                 None => tracing::debug!(option = key, "unknown option ignored"),
             }
         }
+        // Only what counts in the end is read.
+        let routing = options.routing_text.take().map(|text| text.parse::<Routing>()).transpose();
+        options.routing = routing.map_err(|error| Error::Routing(error.to_string()))?;
         let (tau, eta) = (options.mirostat_tau, options.mirostat_eta);
         options.sampler.mirostat = match options.mirostat {
             0 => Mirostat::Off,
@@ -178,6 +192,7 @@ impl Set {
                 }
                 set(to, given);
             }
+            Set::Text(set) => set(to, value.as_str().ok_or(wrong("string"))?.to_owned()),
         }
         Ok(())
     }
@@ -269,6 +284,7 @@ mod tests {
             (json!({"kv": 8}), r#"option "kv" must be of type string"#),
             (json!({"kv": "q5"}), r#"option "kv" must be one of f32, f16, q8_0, q4_0, fp8, not "q5""#),
             (json!({"mirostat": 3}), r#"option "mirostat" must be 0, 1 or 2, not 3"#),
+            (json!({"routing": 4}), r#"option "routing" must be of type string"#),
         ] {
             assert_eq!(options(&[value]).unwrap_err().to_string(), text);
         }
@@ -281,6 +297,16 @@ mod tests {
             assert_eq!(kv.map(KvType::name), Some(*word));
         }
         assert_eq!(options(&[json!({"kv": null})]).unwrap().kv, None);
+    }
+
+    #[test]
+    fn the_last_routing_policy_counts_and_nonsense_is_named() {
+        let of = |layers: &[Value]| options(layers).map(|options| options.routing);
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&[json!({"routing": "topk:4"}), json!({"routing": null})]).unwrap(), Some(Routing::TopK(4)));
+        assert_eq!(of(&[json!({"routing": "topk:4"}), json!({"routing": "off"})]).unwrap(), Some(Routing::Off));
+        let error = of(&[json!({"routing": "topk:many"})]).unwrap_err().to_string();
+        assert!(error.starts_with("option \"routing\": `topk:many` is not a routing policy"), "{error}");
     }
 
     /// What a Modelfile may set is what a request may set, with the same types.
@@ -297,6 +323,7 @@ mod tests {
                     Set::Boolean(_) => ParameterType::Boolean,
                     Set::Strings(_) => ParameterType::Strings,
                     Set::OneOf(words, _) => ParameterType::OneOf(words),
+                    Set::Text(_) => ParameterType::Text,
                 };
                 (*name, kind)
             })

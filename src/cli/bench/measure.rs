@@ -21,6 +21,8 @@ pub(super) struct Job {
     /// One file, or all shards.
     pub(super) weights: Vec<PathBuf>,
     pub(super) engine: String,
+    /// As [`engine::Routing`] is written.
+    pub(super) routing: String,
     pub(super) context: usize,
     pub(super) prompt: usize,
     pub(super) generate: usize,
@@ -48,6 +50,8 @@ pub(super) struct Measured {
     pub(super) peak_rss_bytes: Option<u64>,
     pub(super) repack: bool,
     pub(super) threads: usize,
+    /// Experts of a token, over all layers and everything that was computed; `None` = all.
+    pub(super) mean_experts: Option<f64>,
     /// Empty unless they were asked for.
     pub(super) nodes: Vec<NodeTime>,
 }
@@ -72,6 +76,7 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         kv_type: job.kv.parse()?,
         repack: job.repack,
         jump: job.fill == Fill::Jump,
+        routing: job.routing.parse()?,
         ..base
     };
     let kind = job.engine.parse()?;
@@ -99,8 +104,10 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
     }
     let end = job.context + job.prompt + job.generate;
     let nodes = if job.nodes { bench.nodes(end, job.prompt)? } else { Vec::new() };
+    let mean_experts = engine.routing_counts(SeqId(0)).and_then(|counts| counts.mean());
     Ok(Measured {
         nodes,
+        mean_experts,
         load_s,
         prefill_s,
         prefill_tokens: job.prompt * job.parallel,

@@ -57,6 +57,10 @@ pub(super) struct Row {
     peak_rss_bytes: Option<u64>,
     fill: Fill,
     repack: bool,
+    pub(super) routing: String,
+    /// Experts of a token under a policy, over all layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_experts: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<NodeTime>,
     #[serde(skip)]
@@ -84,6 +88,8 @@ impl Row {
             peak_rss_bytes: all.iter().filter_map(|one| one.peak_rss_bytes).max(),
             fill,
             repack: all.iter().any(|one| one.repack),
+            routing: "off".to_owned(),
+            mean_experts: all.first().and_then(|one| one.mean_experts),
             nodes: all.first().map_or(Vec::new(), |one| one.nodes.clone()),
             threads: all.first().map_or(0, |one| one.threads),
         }
@@ -182,6 +188,7 @@ impl Report {
             "PEAK MEMORY",
             "FILL",
             "REPACK",
+            "ROUTING",
         ]);
         for row in &self.rows {
             table.row([
@@ -194,6 +201,10 @@ impl Report {
                 row.peak_rss_bytes.map_or("unknown".to_owned(), machine::human),
                 if row.fill == Fill::Jump { "jump".to_owned() } else { "real".to_owned() },
                 if row.repack { "yes".to_owned() } else { "no".to_owned() },
+                match row.mean_experts {
+                    Some(mean) => format!("{} ({mean:.2} experts)", row.routing),
+                    None => row.routing.clone(),
+                },
             ]);
         }
         table.write(0, out)?;
@@ -239,6 +250,7 @@ mod tests {
             peak_rss_bytes: Some(peak),
             repack: false,
             threads: 2,
+            mean_experts: None,
             nodes: Vec::new(),
         }
     }
@@ -269,7 +281,8 @@ mod tests {
                 "decode_ms_p50",
                 "peak_rss_bytes",
                 "fill",
-                "repack"
+                "repack",
+                "routing"
             ]
         );
         assert_eq!((json["engine"].as_str(), json["fill"].as_str()), (Some("llama"), Some("real")));

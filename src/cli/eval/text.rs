@@ -14,7 +14,8 @@ const EXAMPLES: usize = 3;
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let bytes = report.file_bytes.map_or(String::new(), |bytes| format!(", {}", machine::human(bytes)));
     let arithmetic = if report.exact { "all F32".to_owned() } else { format!("{} rows", report.kv) };
-    writeln!(out, "{} ({}{bytes}) on {}, {arithmetic}", report.model, report.architecture, report.engine)?;
+    let routing = routing(&report.routing);
+    writeln!(out, "{} ({}{bytes}) on {}, {arithmetic}{routing}", report.model, report.architecture, report.engine)?;
     writeln!(
         out,
         "computed in steps of {} tokens, and again in steps of {} for the noise floor",
@@ -88,11 +89,13 @@ struct Reference<'a> {
     engine: &'a str,
     exact: bool,
     kv: &'a str,
+    routing: &'a str,
 }
 
 impl<'a> Reference<'a> {
     fn of(against: &'a Against) -> Reference<'a> {
-        Reference { model: &against.model, engine: &against.engine, exact: against.exact, kv: against.kv }
+        let Against { model, engine, exact, kv, routing, .. } = against;
+        Reference { model, engine, exact: *exact, kv, routing }
     }
 
     /// Its name, with what is different about it.
@@ -106,8 +109,16 @@ impl<'a> Reference<'a> {
         } else if self.kv != report.kv {
             name.push_str(&format!(", {} rows", self.kv));
         }
+        if self.routing != report.routing {
+            name.push_str(&format!(", routing {}", self.routing));
+        }
         name
     }
+}
+
+/// What is said about a routing policy: nothing where every expert is computed.
+fn routing(policy: &str) -> String {
+    if policy == "off" { String::new() } else { format!(", routing {policy}") }
 }
 
 fn scientific(value: f64) -> String {
@@ -128,7 +139,13 @@ fn write_needles(needles: &Needles, report: &Report, out: &mut dyn Write) -> io:
         whole(needles.stopped)
     )?;
     if let Some(found) = &needles.against {
-        let reference = Reference { model: &found.model, engine: &found.engine, exact: found.exact, kv: found.kv };
+        let reference = Reference {
+            model: &found.model,
+            engine: &found.engine,
+            exact: found.exact,
+            kv: found.kv,
+            routing: &found.routing,
+        };
         writeln!(
             out,
             "{} found {} (in the other steps {}); {} were found here only and {} there only",

@@ -127,6 +127,7 @@ Available Parameters:
   /set parameter repeat_last_n <int>     Set how far back to look for repetitions
   /set parameter num_gpu <int>           The number of layers to send to the GPU
   /set parameter kv <type>               Set the type of cached rows: f16, f32, fp8 ...
+  /set parameter routing <policy>        Compute fewer experts, such as topk:4
   /set parameter stop <string> ...       Set the stop parameters
 
 ";

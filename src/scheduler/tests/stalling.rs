@@ -43,6 +43,7 @@ impl Bench {
             id: self.next_id,
             prompt: prompt(self.next_id, 5),
             checkpoint_at: Vec::new(),
+            routing: engine::Routing::Off,
             max_tokens: Some(max_tokens),
             sampler: Sampler::new(&params, N_VOCAB).expect("good parameters"),
             text: tokens::Stream::new(tokenizer(), Vec::new()),

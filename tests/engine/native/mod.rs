@@ -3,6 +3,7 @@
 mod golden;
 mod hostile;
 mod invariance;
+mod routing;
 
 use std::path::Path;
 
