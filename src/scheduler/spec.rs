@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{self, Engine, KvType, Plan, Progress, Settings};
+use crate::engine::{self, Engine, KvType, Plan, Progress, Routing, Settings};
 use crate::tokens::{self, Tokenizer};
 
 /// How a model comes into memory. Called on the scheduler's own threads, never on an async one.
@@ -82,6 +82,8 @@ impl LoadOptions {
             n_threads: self.n_threads.unwrap_or(settings.n_threads),
             kv_type: self.kv_type.unwrap_or(settings.kv_type),
             abort: Arc::default(),
+            // Every request brings its own, these settings' for one that says nothing: an engine that follows none still answers `off`.
+            routing: Routing::Off,
             ..settings.clone()
         }
     }

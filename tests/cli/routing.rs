@@ -1,6 +1,7 @@
 //! `--routing`, `FATHOM_ROUTING` and PARAMETER routing, as far as they go without an engine that follows them.
 
 use super::{Home, finish};
+use crate::support::program::Program;
 
 const REFUSED: &str = "scripted cannot follow routing `topk:2`: it computes every chosen expert; engine `native` can";
 
@@ -24,6 +25,19 @@ fn every_verb_that_computes_refuses_what_its_engine_cannot_follow() {
     assert!(error.stderr.contains(REFUSED), "{error:?}");
     let answer = home.ask(&server, &["run", "tiny.gguf", "--routing", "off", "--hidethinking", "hi"]).ok();
     assert!(!answer.is_empty());
+}
+
+#[test]
+fn a_server_with_a_policy_still_answers_without() {
+    let home = Home::new();
+    home.model();
+    let script = home.script(&["hello"], 0);
+    let settings =
+        [("FATHOM_ENGINE", "scripted"), ("FATHOM_SCRIPT", script.to_str().unwrap()), ("FATHOM_ROUTING", "topk:2")];
+    let server = Program::serve(home.path(), &settings);
+    let refused = home.ask(&server, &["run", "tiny.gguf", "hi"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains(REFUSED), "{refused:?}");
+    home.ask(&server, &["run", "tiny.gguf", "--routing", "off", "hi"]).ok();
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn engines_alternate_at_every_depth_and_each_row_says_what_it_is() {
     let report = report(&output);
 
     let keys: Vec<&String> = report.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["schema", "machine", "file", "prompt", "gen", "rounds", "rows"]);
+    assert_eq!(keys, ["schema", "machine", "file", "prompt", "gen", "rounds", "kv", "rows"]);
     assert_eq!((&report["schema"], &report["prompt"], &report["gen"]), (&1.into(), &20.into(), &3.into()));
     assert_eq!((&report["rounds"], &report["machine"]["threads"]), (&2.into(), &1.into()));
     assert_eq!(report["file"]["architecture"], "deepseek4");

@@ -137,3 +137,19 @@ fn two_engines_differ_by_no_more_than_rounding() {
     assert!(against.divergence.mean_kl < 1e-6 && against.divergence.same_top > 0.99, "{:?}", against.divergence);
     assert!((text.perplexity.loss - against.perplexity.loss).abs() < 1e-4);
 }
+
+/// What fewer experts cost: nothing when all are kept, something when one is.
+#[test]
+#[cfg(feature = "native")]
+fn a_routing_policy_is_measured_against_off() {
+    let with = |routing| Model { kind: Kind::Native, routing, ..model(tiny_a(), true) };
+    let divergence = |k| {
+        let report = measure(with(Routing::TopK(k)), Some(with(Routing::Off)), Split { first: 256, second: 256 });
+        let against = report.text.unwrap().against.unwrap();
+        assert_eq!((report.routing, against.routing), (format!("topk:{k}"), "off".to_owned()));
+        against.divergence
+    };
+    assert_eq!(divergence(3).max_kl, 0.0);
+    let one = divergence(1);
+    assert!(one.mean_kl > 1e-3 && one.same_top < 1.0, "{one:?}");
+}

@@ -445,3 +445,32 @@ fn a_request_chooses_its_policy_and_hears_what_it_did() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("`topk:7` does not fit"), "{stderr}");
 }
+
+#[test]
+fn bench_compares_policies_and_logits_follow_one() {
+    let home = tempfile::tempdir().unwrap();
+    let fathom = |args: &[&str]| {
+        let mut command = program::fathom(home.path());
+        let output = command.current_dir(home.path()).args(args).args(["--threads", "1"]).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let model = tiny_a().to_str().unwrap();
+    let sizes = ["--context", "16", "--prompt", "4", "--gen", "2", "--rounds", "1", "--json"];
+    let bench = [&["bench", "--model", model, "--engine", "native", "--routing", "off,topk:1"][..], &sizes].concat();
+    let report: serde_json::Value = serde_json::from_slice(&fathom(&bench)).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let policies: Vec<_> = rows.iter().map(|row| row["routing"].as_str().unwrap()).collect();
+    assert_eq!(policies, ["off", "topk:1"]);
+    assert!(rows[0].get("mean_experts").is_none(), "{report}");
+    let mean = rows[1]["mean_experts"].as_f64().unwrap();
+    assert!((1.0..3.0).contains(&mean), "hash layers keep all: {mean}");
+
+    let logits = |routing: &str, out: &str| {
+        let tokens = ["--tokens", "5,6,7,8,9,10,11,12", "--out", out];
+        fathom(&[&["logits", "--model", model, "--engine", "native", "--routing", routing][..], &tokens].concat());
+        std::fs::read(home.path().join(out)).unwrap()
+    };
+    let off = logits("off", "off.safetensors");
+    assert!(off == logits("topk:3", "all.safetensors") && off != logits("topk:1", "one.safetensors"));
+}
