@@ -6,6 +6,7 @@
 
 #include "../ops/expert_ffn/args.h"
 #include "../ops/gather_attention/args.h"
+#include "../ops/hyper_step/args.h"
 #include "../ops/index_topk/args.h"
 #include "../ops/kv_compress/args.h"
 #include "../ops/moe_route/args.h"

@@ -77,20 +77,6 @@ impl<'b> Builder<'b> {
         require(op, whole && is_f32(a) && is_f32(b) && has_rows(a) && has_rows(b), &[a, b])
     }
 
-    /// `a * scale + bias`
-    pub fn scale_bias(&self, a: Tensor<'b>, scale: f32, bias: f32) -> Result<Tensor<'b>, Error> {
-        require("scale", is_f32(a) && a.is_contiguous(), &[a])?;
-        // SAFETY: the kernel asserts contiguous f32.
-        self.made("scale", |arena| unsafe { c::ggml_scale_bias(arena, a.ptr.as_ptr(), scale, bias) })
-    }
-
-    /// The logistic function.
-    pub fn sigmoid(&self, a: Tensor<'b>) -> Result<Tensor<'b>, Error> {
-        require("sigmoid", is_f32(a) && a.is_contiguous(), &[a])?;
-        // SAFETY: the kernel asserts contiguous rows of f32.
-        self.made("sigmoid", |arena| unsafe { c::ggml_sigmoid(arena, a.ptr.as_ptr()) })
-    }
-
     /// `silu(min(gate, limit)) * clamp(up, -limit, limit)`, both `f32` of one shape.
     pub fn swiglu_clamp(&self, gate: Tensor<'b>, up: Tensor<'b>, limit: f32) -> Result<Tensor<'b>, Error> {
         let sound = is_f32(gate) && is_f32(up) && gate.is_contiguous() && up.is_contiguous() && limit >= 0.0;
@@ -135,57 +121,5 @@ impl<'b> Builder<'b> {
         require("cont", is_f32(a), &[a])?;
         // SAFETY: any layout of f32 can be copied.
         self.made("cont", |arena| unsafe { c::ggml_cont(arena, a.ptr.as_ptr()) })
-    }
-
-    /// `mixes: f32 [24, n_tokens]`, `scale: f32 [3]`, `base: f32 [24]` -> `f32 [4 (destination), 4 (source), n_tokens]`
-    pub fn hc_comb(
-        &self,
-        mixes: Tensor<'b>,
-        scale: Tensor<'b>,
-        base: Tensor<'b>,
-        eps: f32,
-        iterations: u16,
-    ) -> Result<Tensor<'b>, Error> {
-        let shapes = mixes.ne()[0] == 24 && mixes.ne()[2..] == [1, 1] && scale.ne() == [3, 1, 1, 1];
-        let kinds = [mixes, scale, base].into_iter().all(is_f32);
-        require("hc_comb", shapes && base.ne() == [24, 1, 1, 1] && kinds && iterations > 0, &[mixes, scale, base])?;
-        // SAFETY: ggml's assertions, as above.
-        self.made("hc_comb", |arena| unsafe {
-            let (mixes, scale, base) = (mixes.ptr.as_ptr(), scale.ptr.as_ptr(), base.ptr.as_ptr());
-            c::ggml_dsv4_hc_comb(arena, mixes, scale, base, eps, i32::from(iterations))
-        })
-    }
-
-    /// `x: f32 [n_embd, n_hc, n_tokens]`, `weights: f32 [n_hc, n_tokens]` -> `f32 [n_embd, n_tokens]`, the weighted sum of streams
-    pub fn hc_pre(&self, x: Tensor<'b>, weights: Tensor<'b>) -> Result<Tensor<'b>, Error> {
-        let [_, n_hc, n_tokens, n3] = x.ne();
-        let shapes = n3 == 1 && n_hc > 0 && weights.ne() == [n_hc, n_tokens, 1, 1];
-        require("hc_pre", shapes && is_f32(x) && is_f32(weights), &[x, weights])?;
-        // SAFETY: ggml's assertions, as above.
-        self.made("hc_pre", |arena| unsafe { c::ggml_dsv4_hc_pre(arena, x.ptr.as_ptr(), weights.ptr.as_ptr()) })
-    }
-
-    /// `x: f32 [n_embd, n_tokens]`, `streams: f32 [n_embd, n_hc, n_tokens]`, `post: f32 [n_hc, n_tokens]`,
-    /// `comb: f32 [n_hc, n_hc, n_tokens]` -> the next streams
-    pub fn hc_post(
-        &self,
-        x: Tensor<'b>,
-        streams: Tensor<'b>,
-        post: Tensor<'b>,
-        comb: Tensor<'b>,
-    ) -> Result<Tensor<'b>, Error> {
-        let [n_embd, n_hc, n_tokens, n3] = streams.ne();
-        let shapes = n3 == 1
-            && n_hc > 0
-            && x.ne() == [n_embd, n_tokens, 1, 1]
-            && post.ne() == [n_hc, n_tokens, 1, 1]
-            && comb.ne() == [n_hc, n_hc, n_tokens, 1];
-        let kinds = [x, streams, post, comb].into_iter().all(is_f32);
-        require("hc_post", shapes && kinds, &[x, streams, post, comb])?;
-        // SAFETY: ggml's assertions, as above.
-        self.made("hc_post", |arena| unsafe {
-            let (x, streams, post) = (x.ptr.as_ptr(), streams.ptr.as_ptr(), post.ptr.as_ptr());
-            c::ggml_dsv4_hc_post(arena, x, streams, post, comb.ptr.as_ptr())
-        })
     }
 }

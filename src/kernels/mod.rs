@@ -9,6 +9,7 @@
 
 mod expert_ffn;
 mod gather_attention;
+mod hyper_step;
 mod index_topk;
 mod kv_compress;
 mod moe_route;
@@ -25,6 +26,7 @@ pub mod sys;
 
 pub use expert_ffn::{ElementType, ExpertFfn, Experts, expert_ffn};
 pub use gather_attention::{GatherAttention, gather_attention, gather_attention_commit};
+pub use hyper_step::{HyperStep, Stepped, hyper_step};
 pub use index_topk::{IndexTopk, Selected, index_topk};
 pub use kv_compress::{KvCompress, Pending, kv_compress};
 pub use moe_route::{MoeRoute, Policy, Routed, Routing, moe_route};
@@ -226,6 +228,7 @@ mod tests {
             fathom_index_topk_args
             fathom_gather_attention_args
             fathom_norm_rope_args
+            fathom_hyper_step_args
             fathom_kernels
         ];
         assert_eq!(ours, layouts());

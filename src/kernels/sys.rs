@@ -157,6 +157,37 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_gather_attention_reference(args: *const fathom_gather_attention_args);
 }
+pub const FATHOM_N_STREAMS: _bindgen_ty_3 = 4;
+pub const FATHOM_N_MIXES: _bindgen_ty_3 = 24;
+pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct fathom_hyper_step_args {
+    pub n_tokens: i32,
+    pub n_embd: i32,
+    pub n_mixes: i32,
+    pub n_iterations: i32,
+    pub norm_eps: f32,
+    pub eps: f32,
+    pub streams: *const f32,
+    pub dots: *const f32,
+    pub scale: *const f32,
+    pub base: *const f32,
+    pub norm: *const f32,
+    pub x: *mut f32,
+    pub mix: *mut f32,
+    pub y: *const f32,
+    pub out: *mut f32,
+}
+unsafe extern "C" {
+    pub fn fathom_hyper_open(args: *const fathom_hyper_step_args, ith: i32, nth: i32);
+}
+unsafe extern "C" {
+    pub fn fathom_hyper_close(args: *const fathom_hyper_step_args, ith: i32, nth: i32);
+}
+unsafe extern "C" {
+    pub fn fathom_hyper_step_reference(args: *const fathom_hyper_step_args);
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_index_topk_args {
@@ -218,12 +249,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_kv_compress_reference(args: *const fathom_kv_compress_args);
 }
-pub const FATHOM_ROUTING_OFF: _bindgen_ty_3 = 0;
-pub const FATHOM_ROUTING_TOPK: _bindgen_ty_3 = 1;
-pub const FATHOM_ROUTING_REL: _bindgen_ty_3 = 2;
-pub const FATHOM_ROUTING_MASS: _bindgen_ty_3 = 3;
-pub const FATHOM_ROUTING_MARGIN: _bindgen_ty_3 = 4;
-pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+pub const FATHOM_ROUTING_OFF: _bindgen_ty_4 = 0;
+pub const FATHOM_ROUTING_TOPK: _bindgen_ty_4 = 1;
+pub const FATHOM_ROUTING_REL: _bindgen_ty_4 = 2;
+pub const FATHOM_ROUTING_MASS: _bindgen_ty_4 = 3;
+pub const FATHOM_ROUTING_MARGIN: _bindgen_ty_4 = 4;
+pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_routing {
@@ -280,12 +311,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_norm_rope_reference(args: *const fathom_norm_rope_args);
 }
-pub const FATHOM_ISA_PORTABLE: _bindgen_ty_4 = 0;
-pub const FATHOM_ISA_NEON: _bindgen_ty_4 = 1;
-pub const FATHOM_ISA_AVX2: _bindgen_ty_4 = 2;
-pub const FATHOM_ISA_AVX512: _bindgen_ty_4 = 3;
-pub const FATHOM_N_ISA: _bindgen_ty_4 = 4;
-pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
+pub const FATHOM_ISA_PORTABLE: _bindgen_ty_5 = 0;
+pub const FATHOM_ISA_NEON: _bindgen_ty_5 = 1;
+pub const FATHOM_ISA_AVX2: _bindgen_ty_5 = 2;
+pub const FATHOM_ISA_AVX512: _bindgen_ty_5 = 3;
+pub const FATHOM_N_ISA: _bindgen_ty_5 = 4;
+pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_kernels {
@@ -300,6 +331,10 @@ pub struct fathom_kernels {
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
     pub expert_ffn_down:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
+    pub hyper_open:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_hyper_step_args, ith: i32, nth: i32)>,
+    pub hyper_close:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_hyper_step_args, ith: i32, nth: i32)>,
     pub norm_rope: ::std::option::Option<unsafe extern "C" fn(args: *const fathom_norm_rope_args, ith: i32, nth: i32)>,
     pub kv_compress_rows:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_kv_compress_args, ith: i32, nth: i32)>,

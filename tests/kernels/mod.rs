@@ -2,6 +2,7 @@
 
 mod expert_ffn;
 mod gather_attention;
+mod hyper_step;
 mod index_topk;
 mod kv_compress;
 mod moe_route;

@@ -4,10 +4,12 @@
 //! caches of the step's sequences before each run. The nodes of an op (one per phase) share it.
 
 mod attention;
+mod hyper_step;
 mod moe;
 mod norm_rope;
 
 pub use attention::{Attention, Compress, Indexer, Side};
+pub use hyper_step::{HyperOpen, Opened};
 pub use moe::{Choice, Expert, Experts, Route, Routed};
 pub use norm_rope::NormRope;
 

@@ -114,9 +114,8 @@ impl Model {
             let is_last = index + 1 == h.layers.len();
             let at = At { model: self, index, kind: layer.kind, slots };
 
-            let mixed = hyper::open(b, h, streams, slots.hc_attn)?;
-            let x = norm(b, mixed.x, slots.attn_norm, h.norm_eps)?;
-            let attended = attention::attention(b, &at, x)?;
+            let opened = hyper::open(b, h, streams, slots.hc_attn, slots.attn_norm)?;
+            let attended = attention::attention(b, &at, opened.x)?;
             if shape.probe {
                 if let Some(top) = attended.top {
                     probe(index, Inner::IndexSelected, b.output(top));
@@ -126,21 +125,20 @@ impl Model {
             if is_last && n_outputs == 0 && !shape.probe {
                 break; // the caches are complete
             }
-            streams = hyper::close(b, streams, attended.out, &mixed)?;
+            streams = b.hyper_close(&opened, attended.out)?;
             // After the last attention nobody looks at other tokens: go on with those that were asked for.
             let narrowed = is_last && !layer.hashed && !shape.probe && n_outputs < n_tokens;
             if let (true, Some(rows)) = (narrowed, output_rows) {
                 streams = select(b, streams, rows)?;
             }
 
-            let mixed = hyper::open(b, h, streams, slots.hc_ffn)?;
-            let x = norm(b, mixed.x, slots.ffn_norm, h.norm_eps)?;
-            let fed = moe::moe(b, &at, layer, x, tokens)?;
+            let opened = hyper::open(b, h, streams, slots.hc_ffn, slots.ffn_norm)?;
+            let fed = moe::moe(b, &at, layer, opened.x, tokens)?;
             if shape.probe {
                 probe(index, Inner::Experts, fed.routed.output(b));
                 probe(index, Inner::FfnOut, b.output(fed.out));
             }
-            streams = hyper::close(b, streams, fed.out, &mixed)?;
+            streams = b.hyper_close(&opened, fed.out)?;
             if shape.probe {
                 probe(index, Inner::Streams, b.output(streams));
             }
@@ -151,9 +149,8 @@ impl Model {
         if n_outputs > 0 {
             ports.hidden = Some(b.output(streams));
             if shape.logits {
-                let x = hyper::head(b, h, streams, self.slots.output_hc)?;
-                let x = norm(b, x, self.slots.output_norm, h.norm_eps)?;
-                ports.logits = Some(b.output(b.mul_mat(b.weight(self.slots.output), x)?));
+                let opened = hyper::open(b, h, streams, self.slots.output_hc, self.slots.output_norm)?;
+                ports.logits = Some(b.output(b.mul_mat(b.weight(self.slots.output), opened.x)?));
             }
         }
         Ok(ports)
