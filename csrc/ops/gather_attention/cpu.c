@@ -6,7 +6,7 @@
 #include "args.h"
 
 enum {
-    BLOCK = 32,   // rows
+    BLOCK = 64,   // rows
     ROWS = 4,     // rows of a tile of logits: what vf_reduce4 sums
     NEAR = 8,     // rows that stay in L1 while all heads pass
 #if VF_REGISTERS >= 32
@@ -20,7 +20,7 @@ enum {
 
 // Memory of one thread.
 typedef struct arena {
-    float * rows;    // [BLOCK][d]
+    float * rows;    // [BLOCK][stride]
     float * logits;  // [n_head][BLOCK]
     float * largest; // [n_head]
     float * sum;     // [n_head]
@@ -28,9 +28,14 @@ typedef struct arena {
     float * rope;    // [2 * n_rot]
 } arena;
 
+// A cache line more than a row: at a power of two all rows would share a few sets of L1, and a column of them would not stay there.
+static int32_t stride_of(const fathom_gather_attention_args * args) {
+    return args->d + 16;
+}
+
 static size_t arena_floats(const fathom_gather_attention_args * args) {
     const size_t n_head = (size_t) args->n_head;
-    const size_t floats = BLOCK * (size_t) args->d + BLOCK * n_head + 3 * n_head + 2 * (size_t) args->rope.n_rot;
+    const size_t floats = BLOCK * (size_t) stride_of(args) + BLOCK * n_head + 3 * n_head + 2 * (size_t) args->rope.n_rot;
     return (floats + 15) / 16 * 16;
 }
 
@@ -42,7 +47,7 @@ static arena arena_of(const fathom_gather_attention_args * args, int32_t ith) {
     float * at = (float *) args->scratch + arena_floats(args) * (size_t) ith;
     arena a;
     a.rows = at;
-    a.logits = a.rows + BLOCK * (size_t) args->d;
+    a.logits = a.rows + BLOCK * (size_t) stride_of(args);
     a.largest = a.logits + BLOCK * (size_t) args->n_head;
     a.sum = a.largest + args->n_head;
     a.shrink = a.sum + args->n_head;
@@ -93,7 +98,7 @@ static void prefetch_row(const char * row, int64_t bytes) {
 }
 
 // logits[h][r] = q_h . row_r for HEADS x ROWS of them.
-static inline __attribute__((always_inline)) void dots_tile(int n_heads, const float * q, const float * rows, int32_t d, float * logits) {
+static inline __attribute__((always_inline)) void dots_tile(int n_heads, const float * q, const float * rows, int32_t stride, int32_t d, float * logits) {
     vf sums[HEADS][ROWS];
     for (int h = 0; h < n_heads; h++) {
         for (int r = 0; r < ROWS; r++) {
@@ -103,7 +108,7 @@ static inline __attribute__((always_inline)) void dots_tile(int n_heads, const f
     for (int32_t c = 0; c < d; c += VF_LANES) {
         vf row[ROWS];
         for (int r = 0; r < ROWS; r++) {
-            row[r] = vf_load(rows + (int64_t) r * d + c);
+            row[r] = vf_load(rows + (int64_t) r * stride + c);
         }
         for (int h = 0; h < n_heads; h++) {
             const vf head = vf_load(q + (int64_t) h * d + c);
@@ -117,15 +122,15 @@ static inline __attribute__((always_inline)) void dots_tile(int n_heads, const f
     }
 }
 
-static void dots(const float * q, int32_t n_heads, const float * rows, int32_t n_rows, int32_t d, float * logits) {
+static void dots(const float * q, int32_t n_heads, const float * rows, int32_t stride, int32_t n_rows, int32_t d, float * logits) {
     for (int32_t near = 0; near < n_rows; near += NEAR) {
         for (int32_t h = 0; h < n_heads; h += HEADS) {
             for (int32_t r = near; r < near + NEAR && r < n_rows; r += ROWS) {
                 if (h + HEADS <= n_heads) {
-                    dots_tile(HEADS, q + (int64_t) h * d, rows + (int64_t) r * d, d, logits + h * BLOCK + r);
+                    dots_tile(HEADS, q + (int64_t) h * d, rows + (int64_t) r * stride, stride, d, logits + h * BLOCK + r);
                 } else {
                     for (int32_t one = h; one < n_heads; one++) {
-                        dots_tile(1, q + (int64_t) one * d, rows + (int64_t) r * d, d, logits + one * BLOCK + r);
+                        dots_tile(1, q + (int64_t) one * d, rows + (int64_t) r * stride, stride, d, logits + one * BLOCK + r);
                     }
                 }
             }
@@ -160,7 +165,7 @@ static inline void soften(float * logits, int32_t n_rows, float scale, float * l
 
 // out_h = shrink_h * out_h + sum over rows of weight[h][r] * row_r, for n_heads x n_vectors.
 static inline __attribute__((always_inline)) void sums_tile(int n_heads, int n_vectors, const float * weights, const float * shrink, const float * rows,
-                                                            int32_t n_rows, int32_t d, float * out) {
+                                                            int32_t stride, int32_t n_rows, int32_t d, float * out) {
     vf sums[HEADS][VECTORS];
     for (int h = 0; h < n_heads; h++) {
         for (int v = 0; v < n_vectors; v++) {
@@ -170,7 +175,7 @@ static inline __attribute__((always_inline)) void sums_tile(int n_heads, int n_v
     for (int32_t r = 0; r < n_rows; r++) {
         vf row[VECTORS];
         for (int v = 0; v < n_vectors; v++) {
-            row[v] = vf_load(rows + (int64_t) r * d + v * VF_LANES);
+            row[v] = vf_load(rows + (int64_t) r * stride + v * VF_LANES);
         }
         for (int h = 0; h < n_heads; h++) {
             const vf weight = vf_set1(weights[h * BLOCK + r]);
@@ -186,7 +191,8 @@ static inline __attribute__((always_inline)) void sums_tile(int n_heads, int n_v
     }
 }
 
-static void sums(const float * weights, const float * shrink, const float * rows, int32_t n_rows, int32_t n_heads, int32_t d, float * out) {
+static void sums(const float * weights, const float * shrink, const float * rows, int32_t stride, int32_t n_rows, int32_t n_heads, int32_t d,
+                 float * out) {
     for (int32_t c = 0; c < d;) {
         const int is_wide = c + VECTORS * VF_LANES <= d;
         for (int32_t h = 0; h < n_heads;) {
@@ -194,13 +200,13 @@ static void sums(const float * weights, const float * shrink, const float * rows
             const float * w = weights + h * BLOCK;
             float * o = out + (int64_t) h * d + c;
             if (is_full && is_wide) {
-                sums_tile(HEADS, VECTORS, w, shrink + h, rows + c, n_rows, d, o);
+                sums_tile(HEADS, VECTORS, w, shrink + h, rows + c, stride, n_rows, d, o);
             } else if (is_full) {
-                sums_tile(HEADS, 1, w, shrink + h, rows + c, n_rows, d, o);
+                sums_tile(HEADS, 1, w, shrink + h, rows + c, stride, n_rows, d, o);
             } else if (is_wide) {
-                sums_tile(1, VECTORS, w, shrink + h, rows + c, n_rows, d, o);
+                sums_tile(1, VECTORS, w, shrink + h, rows + c, stride, n_rows, d, o);
             } else {
-                sums_tile(1, 1, w, shrink + h, rows + c, n_rows, d, o);
+                sums_tile(1, 1, w, shrink + h, rows + c, stride, n_rows, d, o);
             }
             h += is_full ? HEADS : 1;
         }
@@ -212,6 +218,7 @@ static void attend(const fathom_gather_attention_args * args, int32_t t, int32_t
     const int32_t d = args->d;
     const int32_t n_rot = args->rope.n_rot;
     const int32_t n_heads = end_head - first_head;
+    const int32_t stride = stride_of(args);
     const row_list list = rows_of(args, t);
     const float * q = args->q + ((int64_t) t * args->n_head + first_head) * d;
     float * out = args->out + ((int64_t) t * args->n_head + first_head) * d;
@@ -224,19 +231,19 @@ static void attend(const fathom_gather_attention_args * args, int32_t t, int32_t
     for (int64_t begin = 0; begin < list.n; begin += BLOCK) {
         const int32_t n_rows = (int32_t) (list.n - begin < BLOCK ? list.n - begin : BLOCK);
         for (int32_t r = 0; r < n_rows; r++) {
-            vf_row_load(args->row_type, d, n_rot, row_at(&list, begin + r), a->rows + (int64_t) r * d);
+            vf_row_load(args->row_type, d, n_rot, row_at(&list, begin + r), a->rows + (int64_t) r * stride);
         }
         for (int32_t r = n_rows; r % ROWS != 0; r++) {  // a tile's last rows: computed, never used
-            memcpy(a->rows + (int64_t) r * d, a->rows, (size_t) d * sizeof(float));
+            memcpy(a->rows + (int64_t) r * stride, a->rows, (size_t) d * sizeof(float));
         }
         for (int64_t next = begin + BLOCK; next < list.n && next < begin + 2 * BLOCK; next++) {
             prefetch_row((const char *) row_at(&list, next), args->row_bytes);
         }
-        dots(q, n_heads, a->rows, n_rows, d, a->logits);
+        dots(q, n_heads, a->rows, stride, n_rows, d, a->logits);
         for (int32_t h = 0; h < n_heads; h++) {
             soften(a->logits + h * BLOCK, n_rows, args->scale, &a->largest[h], &a->sum[h], &a->shrink[h]);
         }
-        sums(a->logits, a->shrink, a->rows, n_rows, n_heads, d, out);
+        sums(a->logits, a->shrink, a->rows, stride, n_rows, n_heads, d, out);
     }
     const fathom_run * run = list.run;
     rope_table(&args->rope, run->pos + (t - run->first), -1.0f, a->rope);
