@@ -1,10 +1,13 @@
-//! 1. Compile the kernels of `csrc/ops`, once for each instruction set of the target: a C compiler is enough.
+//! 1. Compile the kernels of `csrc/ops`, once for each instruction set of the target (`csrc/build.rs`): a C compiler is enough.
 //! 2. Put `modelfiles/fathom-tiny` into release builds, when its checkpoint is in the tree.
 //! 3. With feature `bindgen`: write `src/kernels/sys.rs` from `csrc/fathom.h`.
 //! 4. With feature `llama` or `native`: find the ggml and llama.cpp that llama-cpp-sys-2 built; tell the program which
 //!    instruction sets they were compiled for, so that it can refuse an older processor with a sentence instead of an illegal
 //!    instruction; and compile `csrc/llama`, the few things that llama.cpp offers to C++ only, and `csrc/ggml`, our kernels as
 //!    nodes of its graphs.
+
+#[path = "csrc/build.rs"]
+mod csrc;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -24,101 +27,15 @@ const CPU_OPTIONS: [(&str, &str); 11] = [
     ("GGML_AVX512_BF16", "avx512bf16"),
 ];
 
-/// An instruction set beyond the portable one: its name in `csrc/simd`, the architecture, the compiler's flags.
-const SETS: [(&str, &str, &[&str]); 3] = [
-    ("AVX2", "x86_64", &["-mavx2", "-mfma", "-mf16c", "-mbmi2"]),
-    (
-        "AVX512",
-        "x86_64",
-        &[
-            "-mavx2",
-            "-mfma",
-            "-mf16c",
-            "-mbmi2",
-            "-mavx512f",
-            "-mavx512bw",
-            "-mavx512vl",
-            "-mavx512dq",
-            "-mavx512vnni",
-            "-mavx512vbmi",
-        ],
-    ),
-    ("NEON", "aarch64", &[]),
-];
-
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=csrc");
-    kernels();
+    csrc::kernels(Path::new("csrc"));
     bundle();
     #[cfg(feature = "bindgen")]
-    bindings();
+    csrc::bindings(Path::new("csrc"), Path::new("src/kernels/sys.rs"));
     if env::var_os("CARGO_FEATURE_LLAMA").is_some() || env::var_os("CARGO_FEATURE_NATIVE").is_some() {
         on_ggml();
     }
-}
-
-/// `-O3` whatever the profile: a test that runs kernels at -O0 crawls.
-fn c_build(out: &Path) -> cc::Build {
-    fs::create_dir_all(out).unwrap_or_else(|error| panic!("cannot make {}: {error}", out.display()));
-    let mut build = cc::Build::new();
-    // Sums must not depend on which products a compiler fuses: kernels fuse by intrinsics, references not at all.
-    build.std("c11").opt_level(3).flag("-ffp-contract=off").out_dir(out);
-    // scripts/sanitize.sh
-    println!("cargo::rerun-if-env-changed=FATHOM_CSRC_FLAGS");
-    for flag in env::var("FATHOM_CSRC_FLAGS").unwrap_or_default().split_whitespace() {
-        build.flag(flag);
-    }
-    build
-}
-
-fn kernels() {
-    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the architecture");
-    let sources = |name: &str| -> Vec<PathBuf> {
-        let ops = fs::read_dir("csrc/ops").expect("csrc/ops is a folder");
-        let mut files: Vec<_> =
-            ops.filter_map(|op| Some(op.ok()?.path().join(name))).filter(|path| path.exists()).collect();
-        files.sort();
-        files
-    };
-
-    let mut objects =
-        c_build(&out.join("reference")).file("csrc/ops/rows.c").files(sources("reference.c")).compile_intermediates();
-    let mut dispatch = c_build(&out.join("dispatch"));
-    dispatch.file("csrc/simd/dispatch.c");
-    let portable = [("PORTABLE", arch.as_str(), &[] as &[&str])];
-    for (set, _, flags) in portable.iter().chain(&SETS).filter(|(_, of, _)| *of == arch) {
-        let mut build = c_build(&out.join(set.to_lowercase()));
-        build
-            .define(&format!("FATHOM_FOR_{set}"), None)
-            .files(sources("cpu.c"))
-            .file("csrc/simd/set.c")
-            .file("csrc/simd/roof.c");
-        for flag in *flags {
-            build.flag(flag);
-        }
-        objects.extend(build.compile_intermediates());
-        dispatch.define(&format!("FATHOM_WITH_{set}"), None);
-    }
-    objects.extend(dispatch.compile_intermediates());
-    cc::Build::new().objects(objects).compile("fathom_kernels");
-}
-
-/// The generated file is committed: other builds need no libclang, and readers see the C surface in Rust.
-#[cfg(feature = "bindgen")]
-fn bindings() {
-    bindgen::Builder::default()
-        .header("csrc/fathom.h")
-        .allowlist_item("fathom_.*|FATHOM_.*")
-        .blocklist_item("fathom_llama_.*")
-        .prepend_enum_name(false)
-        .layout_tests(false)
-        .raw_line("//! The C surface of `csrc/fathom.h`, without what llama.cpp needs. `cargo check --features bindgen` renews it.")
-        .generate()
-        .expect("csrc/fathom.h is C")
-        .write_to_file("src/kernels/sys.rs")
-        .expect("src/kernels is writable");
 }
 
 /// What needs the ggml that llama-cpp-sys-2 built.
@@ -140,6 +57,8 @@ fn on_ggml() {
         .lines()
         .find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="))
         .expect("every CMake cache names its source directory");
+    println!("cargo::rerun-if-changed=csrc/ggml");
+    println!("cargo::rerun-if-changed=csrc/llama");
     let glue = |file: &str, private: &str| {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").file(file);

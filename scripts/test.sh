@@ -17,6 +17,9 @@ group "build (llama.cpp once)" cargo build --release
 group "style: fmt, clippy, doc" scripts/style.sh
 group "T0: cargo quick" cargo quick
 group "T1: cargo full" cargo full
+group "bindings: src/kernels/sys.rs" scripts/bindings.sh
+group "kernels under sanitizers" scripts/sanitize.sh
+group "kernels on AArch64, emulated" scripts/neon.sh --if-possible
 group "clients: Python" tests/python/run.sh "$TARGET_DIR/release/fathom"
 group "demo" scripts/demo.sh
 

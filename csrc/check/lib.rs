@@ -1,0 +1,4 @@
+//! `fathom::kernels` without the rest of `fathom`: what the kernel tests need.
+
+#[path = "../../src/kernels/mod.rs"]
+pub mod kernels;
