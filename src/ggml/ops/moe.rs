@@ -317,3 +317,194 @@ impl<'b> Builder<'b> {
         Ok((raw, table))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N: usize = 512;
+    const N_FF: usize = 256;
+    const N_EXPERT: usize = 3;
+    const N_USED: usize = 2;
+    const CLAMP: f32 = 10.0;
+
+    /// splitmix64
+    struct Random(u64);
+
+    impl Random {
+        fn bits(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+
+        /// Of deviation 1.
+        fn value(&mut self) -> f32 {
+            ((self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12_f32.sqrt()
+        }
+    }
+
+    /// Random blocks of a type of 256 elements; `at` is where its two half floats are, `values` what they are.
+    fn matrices(random: &mut Random, dtype: DType, n: usize, n_rows: usize) -> Vec<Vec<u8>> {
+        let (at, values) = match dtype {
+            DType::Q4_K => (0, [0.001_f32, 0.008]),
+            DType::Q2_K => (80, [0.02, 0.03]),
+            other => panic!("no blocks of {}", other.name()),
+        };
+        let halves = values.map(|value| half::f16::from_f32(value).to_le_bytes()).concat();
+        let block_bytes = dtype.row_bytes(256).unwrap() as usize;
+        let mut matrix = || {
+            let mut bytes: Vec<u8> = (0..n / 256 * block_bytes * n_rows).map(|_| random.bits() as u8).collect();
+            bytes.chunks_exact_mut(block_bytes).for_each(|block| block[at..at + 4].copy_from_slice(&halves));
+            bytes
+        };
+        (0..N_EXPERT).map(|_| matrix()).collect()
+    }
+
+    /// One stack as the kernels get it, and what keeps it alive.
+    struct Stack {
+        dtype: DType,
+        row_bytes: usize,
+        matrices: Vec<Vec<u8>>,
+        table: Vec<*const c_void>,
+    }
+
+    impl Stack {
+        fn new(random: &mut Random, dtype: DType, n: usize, n_rows: usize) -> Stack {
+            let matrices = matrices(random, dtype, n, n_rows);
+            let table = matrices.iter().map(|matrix| matrix.as_ptr().cast()).collect();
+            Stack { dtype, row_bytes: dtype.row_bytes(n as u64).unwrap() as usize, matrices, table }
+        }
+
+        fn weights(&self, n: usize) -> sys::fathom_expert_weights {
+            let functions = types::functions(self.dtype);
+            sys::fathom_expert_weights {
+                type_: self.dtype.id() as i32,
+                row_bytes: self.row_bytes as i64,
+                experts: self.table.as_ptr(),
+                scales: std::ptr::null(),
+                vec_dot: functions.vec_dot,
+                to_float: functions.to_float,
+                partner_from_float: functions.partner_from_float,
+                partner_bytes: functions.partner.row_bytes(n as u64).unwrap() as i64,
+            }
+        }
+
+        /// Products of all rows of a matrix with `x`, by ggml's own functions, called here.
+        fn products(&self, expert: usize, x: &[f32]) -> Vec<f32> {
+            let functions = types::functions(self.dtype);
+            let mut partner = vec![0_u64; functions.partner.row_bytes(x.len() as u64).unwrap().div_ceil(8) as usize];
+            let (round, vec_dot) = (functions.partner_from_float.unwrap(), functions.vec_dot.unwrap());
+            // SAFETY: `partner` is a row of the partner type of `x.len()` values.
+            unsafe { round(x.as_ptr(), partner.as_mut_ptr().cast(), x.len() as i64) };
+            let rows = self.matrices[expert].chunks_exact(self.row_bytes);
+            rows.map(|row| {
+                let mut sum = 0.0;
+                // SAFETY: both rows have `x.len()` values; one product.
+                unsafe {
+                    let (row, partner) = (row.as_ptr().cast(), partner.as_ptr().cast());
+                    vec_dot(x.len() as c_int, &raw mut sum, 0, row, 0, partner, 0, 1);
+                }
+                sum
+            })
+            .collect()
+        }
+    }
+
+    /// `expert_ffn` of one token, row by row.
+    fn expected([gate, up, down]: [&Stack; 3], x: &[f32], ids: &[i32], weights: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; N];
+        for (&id, &weight) in ids.iter().zip(weights).filter(|(id, _)| **id >= 0) {
+            let (gate, up) = (gate.products(id as usize, x), up.products(id as usize, x));
+            let act =
+                |(gate, up): (&f32, &f32)| gate.min(CLAMP) / (1.0 + (-gate.min(CLAMP)).exp()) * up.clamp(-CLAMP, CLAMP);
+            let h: Vec<f32> = gate.iter().zip(&up).map(act).collect();
+            y.iter_mut().zip(down.products(id as usize, &h)).for_each(|(y, product)| *y += weight * product);
+        }
+        y
+    }
+
+    fn rms(values: impl Iterator<Item = f32>) -> f32 {
+        let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value * value, n + 1));
+        (sum / n.max(1) as f32).sqrt()
+    }
+
+    /// Types without a kernel of ours go through ggml's dot product, or with `exact` through its expansion to f32.
+    #[test]
+    fn experts_of_other_types_are_multiplied_by_ggmls_functions() {
+        // SAFETY: takes nothing and may be called any number of times.
+        unsafe { llama_cpp_sys_2::ggml_cpu_init() };
+        let random = &mut Random(1);
+        for types in [[DType::Q4_K; 3], [DType::Q2_K, DType::Q2_K, DType::Q4_K]] {
+            let stacks = [
+                Stack::new(random, types[0], N, N_FF),
+                Stack::new(random, types[1], N, N_FF),
+                Stack::new(random, types[2], N_FF, N),
+            ];
+            for n_tokens in [1, 3, 20] {
+                let x: Vec<f32> = (0..N * n_tokens).map(|_| random.value()).collect();
+                // Two different experts for each token, or one and a hole whose weight is poison.
+                let ids: Vec<i32> = (0..n_tokens)
+                    .flat_map(|token| [(token % 3) as i32, if token % 5 == 4 { -1 } else { ((token + 1) % 3) as i32 }])
+                    .collect();
+                let weights: Vec<f32> =
+                    ids.iter().map(|&id| if id < 0 { f32::NAN } else { 0.5 + 0.1 * random.value() }).collect();
+                let run = |exact: bool, nth: i32, reference: bool| {
+                    let mut y = vec![f32::NAN; N * n_tokens];
+                    let mut args = sys::fathom_expert_ffn_args {
+                        n_tokens: n_tokens as i32,
+                        n_expert: N_EXPERT as i32,
+                        n_used: N_USED as i32,
+                        n_embd: N as i32,
+                        n_ff: N_FF as i32,
+                        exact: exact.into(),
+                        clamp: CLAMP,
+                        gate: stacks[0].weights(N),
+                        up: stacks[1].weights(N),
+                        down: stacks[2].weights(N_FF),
+                        x: x.as_ptr(),
+                        ids: ids.as_ptr(),
+                        weights: weights.as_ptr(),
+                        scratch: std::ptr::null_mut(),
+                        y: y.as_mut_ptr(),
+                    };
+                    // SAFETY: sizes, tables and ids fit each other; scratch is as large as the kernels say and aligned; a phase ends
+                    // before the next one begins.
+                    unsafe {
+                        if reference {
+                            sys::fathom_expert_ffn_reference(&raw const args);
+                            return y;
+                        }
+                        let mut scratch =
+                            vec![0xff_u8; sys::fathom_expert_ffn_scratch_bytes(&raw const args, nth) + 64];
+                        args.scratch = aligned(scratch.as_mut_ptr());
+                        for phase in [
+                            sys::fathom_expert_ffn_prepare,
+                            sys::fathom_expert_ffn_gate_up,
+                            sys::fathom_expert_ffn_regroup,
+                            sys::fathom_expert_ffn_down,
+                        ] {
+                            (0..nth).for_each(|ith| phase(&raw const args, ith, nth));
+                        }
+                    }
+                    y
+                };
+                let what = format!("{types:?}, {n_tokens} tokens");
+                for (exact, nth) in [(true, 1), (true, 2), (false, 1), (false, 3)] {
+                    let expected = if exact {
+                        run(true, 1, true)
+                    } else {
+                        let tokens = x.chunks(N).zip(ids.chunks(N_USED).zip(weights.chunks(N_USED)));
+                        tokens.flat_map(|(x, (ids, weights))| expected(stacks.each_ref(), x, ids, weights)).collect()
+                    };
+                    let found = run(exact, nth, false);
+                    let off = rms(found.iter().zip(&expected).map(|(a, b)| a - b)) / rms(expected.iter().copied());
+                    // Sums of f32 in another order; where h lies between two steps of its partner, it may fall on either side.
+                    assert!(off < 1e-3, "{what}, exact: {exact}, {nth} threads: off by {off:e} of the scale");
+                }
+            }
+        }
+    }
+}
