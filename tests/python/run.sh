@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the official `ollama` Python client against a real server: tests/python/run.sh path/to/fathom
+# Runs the official `ollama` Python client against a real server on each engine: tests/python/run.sh path/to/fathom
 # Needs python3 with venv, and PyPI on the first run; the virtual environment is kept in the cache folder of the user.
 set -euo pipefail
 if [ $# -ne 1 ] || [ ! -x "$1" ]; then
@@ -44,15 +44,20 @@ trap cleanup EXIT
 "$fathom" convert ../data/tiny-v4-a -o "$work/tiny.gguf" >"$work/convert.log" 2>&1 ||
   { cat "$work/convert.log" >&2; echo "error: the small checkpoint could not be converted" >&2; exit 1; }
 
-# Port 0: the system chooses a free one; the server says which.
-FATHOM_HOST=127.0.0.1:0 FATHOM_MODELS=$work/models "$fathom" serve >"$work/serve.log" 2>&1 &
-server=$!
-url=
-for _ in $(seq 300); do
-  url=$(grep -oE 'http://127\.0\.0\.1:[0-9]+' "$work/serve.log" | head -n 1) && [ -n "$url" ] && break
-  kill -0 "$server" 2>/dev/null || { echo "error: the server ended" >&2; exit 1; }
-  sleep 0.1
+for engine in llama native; do
+  echo "-- on $engine"
+  # Port 0: the system chooses a free one; the server says which.
+  FATHOM_HOST=127.0.0.1:0 FATHOM_MODELS=$work/models-$engine FATHOM_ENGINE=$engine "$fathom" serve >"$work/serve.log" 2>&1 &
+  server=$!
+  url=
+  for _ in $(seq 300); do
+    url=$(grep -oE 'http://127\.0\.0\.1:[0-9]+' "$work/serve.log" | head -n 1) && [ -n "$url" ] && break
+    kill -0 "$server" 2>/dev/null || { echo "error: the server ended" >&2; exit 1; }
+    sleep 0.1
+  done
+  [ -n "$url" ] || { echo "error: the server did not say where it listens" >&2; exit 1; }
+  OLLAMA_HOST=$url "$venv/bin/python" client.py "$work/tiny.gguf"
+  kill "$server"
+  wait "$server" || true
+  server=
 done
-[ -n "$url" ] || { echo "error: the server did not say where it listens" >&2; exit 1; }
-
-OLLAMA_HOST=$url "$venv/bin/python" client.py "$work/tiny.gguf"

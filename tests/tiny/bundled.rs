@@ -46,21 +46,23 @@ fn the_first_requests_make_the_model_and_it_is_made_once() {
 
 #[test]
 fn run_shows_the_making_and_then_the_answer() {
-    let home = tempfile::tempdir().unwrap();
-    let server = serve(home.path(), engines()[0]);
-    let run = || {
-        let mut command = program::fathom(home.path());
-        command.args(["run", "fathom-tiny", "--think=false", "What is the capital of Italy?"]);
-        command.env("FATHOM_HOST", server.address.to_string()).stdin(std::process::Stdio::null());
-        let output = command.output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        let (out, err) = (text(output.stdout), text(output.stderr));
-        assert!(output.status.success(), "{out}{err}");
-        (out, err)
-    };
-    let (answer, progress) = run();
-    assert!(progress.contains("writing manifest\nsuccess\n"), "{progress}");
-    assert!(answer.len() > 2, "{answer}");
-    let (again, silent) = run();
-    assert_eq!((again, silent), (answer, String::new()), "the second time there is nothing to make");
+    for engine in engines() {
+        let home = tempfile::tempdir().unwrap();
+        let server = serve(home.path(), engine);
+        let run = || {
+            let mut command = program::fathom(home.path());
+            command.args(["run", "fathom-tiny", "--think=false", "What is the capital of Italy?"]);
+            command.env("FATHOM_HOST", server.address.to_string()).stdin(std::process::Stdio::null());
+            let output = command.output().unwrap();
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            let (out, err) = (text(output.stdout), text(output.stderr));
+            assert!(output.status.success(), "{engine}: {out}{err}");
+            (out, err)
+        };
+        let (answer, progress) = run();
+        assert!(progress.contains("writing manifest\nsuccess\n"), "{progress}");
+        assert!(answer.len() > 2, "{answer}");
+        let (again, silent) = run();
+        assert_eq!((again, silent), (answer, String::new()), "{engine}: the second time there is nothing to make");
+    }
 }

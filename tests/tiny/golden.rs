@@ -49,7 +49,7 @@ fn golden(n_tokens: usize) -> Golden {
 }
 
 /// The checkpoint, converted by us.
-fn model() -> &'static Path {
+pub(super) fn model() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fathom-tiny.gguf");

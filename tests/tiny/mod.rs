@@ -2,6 +2,9 @@
 
 mod bundled;
 mod golden;
+mod interfaces;
+#[cfg(feature = "native")]
+mod needles;
 mod skills;
 
 use std::path::{Path, PathBuf};
