@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test quick full style sanitize install clean
+.PHONY: help setup build demo test quick full style sanitize neon bindings accuracy install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,15 @@ style: setup  ## format, lints and documentation links
 
 sanitize:  ## the kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitize.sh
+
+neon:  ## the kernel tests for AArch64, emulated by qemu-user
+	@scripts/neon.sh
+
+bindings: setup  ## whether src/kernels/sys.rs is what bindgen makes of csrc/fathom.h
+	@scripts/bindings.sh
+
+accuracy: build  ## tables of docs/performance.md: what row types and engines cost on fathom-tiny
+	@source scripts/env.sh && scripts/accuracy.sh "$$TARGET_DIR/release/fathom"
 
 install: setup  ## put `fathom` into ~/.cargo/bin
 	@source scripts/env.sh && cargo install --locked --path .

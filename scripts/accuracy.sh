@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# What rounding costs on fathom-tiny, as the tables of docs/performance.md: the divergence of each row type and engine from exact
+# arithmetic, beside the noise floor, and needles at every remainder of the prompt's length on both engines.
+# Run it anew with each checkpoint: scripts/accuracy.sh path/to/fathom [LENGTHS]. `make accuracy` builds the program first.
+set -euo pipefail
+if [ $# -lt 1 ] || [ ! -x "$1" ]; then
+  echo "usage: scripts/accuracy.sh path/to/fathom [LENGTHS]" >&2
+  exit 2
+fi
+fathom=$(realpath "$1")
+lengths=${2:-256,512}
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$fathom" convert modelfiles/fathom-tiny/checkpoint -o "$work/fathom-tiny.gguf" >&2
+text=(--only text --text modelfiles/fathom-tiny/heldout.txt --parse-specials --json --scratch "$work")
+for kv in f32 f16 fp8; do
+  "$fathom" eval "$work/fathom-tiny.gguf" --engine native --kv "$kv" --against-f32 "${text[@]}" >"$work/native-$kv.json"
+done
+"$fathom" eval "$work/fathom-tiny.gguf" --engine llama --kv f16 --against-f32 "${text[@]}" >"$work/llama-f16.json"
+"$fathom" eval "$work/fathom-tiny.gguf" --engine native --against-engine llama --only needles --residues \
+  --needle-lengths "$lengths" --json >"$work/needles.json"
+python3 scripts/accuracy.py "$work"
