@@ -7,6 +7,7 @@
 pub mod error;
 pub mod extract;
 pub mod guard;
+mod listen;
 pub mod local;
 pub mod metrics;
 pub mod ollama;
@@ -14,6 +15,7 @@ pub mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -23,6 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 
 pub use error::Error;
+pub use listen::serve;
 
 use crate::completion::Runtime;
 use crate::scheduler::Scheduler;
@@ -52,6 +55,8 @@ pub struct Settings {
     pub origins: Vec<String>,
     /// Most bytes of a JSON body. Blobs have no limit.
     pub max_json_bytes: usize,
+    /// How long a connection may take for the head of its next request.
+    pub head_limit: Duration,
 }
 
 impl Default for Settings {
@@ -61,6 +66,8 @@ impl Default for Settings {
             origins: Vec::new(),
             // Room for a few dozen photographs in base64.
             max_json_bytes: 256 << 20,
+            // Longer than clients keep an unused connection for their next request (Python and Go: 90 s or less).
+            head_limit: Duration::from_secs(120),
         }
     }
 }
@@ -156,19 +163,6 @@ async fn name_server(mut response: Response) -> Response {
     let name = HeaderValue::from_static(concat!("fathom/", env!("CARGO_PKG_VERSION")));
     response.headers_mut().insert(header::SERVER, name);
     response
-}
-
-/// Serves until `shutdown` resolves, then lets open answers end.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: tokio::net::TcpListener,
-    app: AppState,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(shutdown).await
 }
 
 /// The health probe; the text is compared by clients.

@@ -77,7 +77,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         let _ = stopped.await;
     }));
     tokio::select! {
-        ended = &mut server => return ended.context("the server panicked")?.context("the server failed"),
+        ended = &mut server => return ended.context("the server panicked"),
         () = signals.next() => {
             tracing::info!("stopping: running answers have {} s, another signal ends them at once", GRACE.as_secs());
         }
@@ -89,7 +89,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         scheduler.shutdown(GRACE).await;
         // Answers that were cut still have their last words to say.
         match tokio::time::timeout_at(deadline + LAST_WORDS, server).await {
-            Ok(ended) => ended.context("the server panicked")?.context("the server failed"),
+            Ok(ended) => ended.context("the server panicked"),
             Err(_) => {
                 tracing::warn!("some requests did not end in time; their connections are closed");
                 Ok(())

@@ -80,6 +80,27 @@ fn a_request_may_come_byte_by_byte() {
     assert!(read_until(&mut stream, "\"done\":true").starts_with("HTTP/1.1 200 OK"));
 }
 
+/// New, in the middle of a head, and in the middle of the second one of a connection: what does not go on is closed, and an answer that
+/// takes longer than a head may is not cut.
+#[test]
+fn a_head_that_never_ends_is_given_up() {
+    let settings = fathom::api::Settings { head_limit: Duration::from_millis(300), ..Default::default() };
+    let slow = Script { step_delay_us: 100_000, ..answers(&["one two"]) };
+    let server = Server::with_settings(slow, settings);
+    let whole = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for text in ["", "GET / HTTP/1.1\r\nHo", &format!("{whole}GET / HT")] {
+        let mut stream = connect(&server);
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap_or_else(|error| panic!("{error} after {text:?}"));
+        assert_eq!(reply.matches("Ollama is running").count(), text.matches(whole).count(), "{reply}");
+    }
+    let mut stream = connect(&server);
+    stream.write_all(request("/api/generate", &generate("A")).as_bytes()).unwrap();
+    let reply = read_until(&mut stream, "\"done\":true");
+    assert!(reply.matches("\"done\":false").count() > 3, "each token takes a third of the limit: {reply}");
+}
+
 #[test]
 fn what_is_not_http_is_refused_and_hurts_nobody() {
     let server = Server::start(answers(&["x"]));

@@ -56,7 +56,16 @@ impl Server {
     }
 
     /// As [`Server::start`], with another model under the name `tiny`.
-    pub fn with_model(mut script: Script, metadata: Metadata, parts: &Parts) -> Server {
+    pub fn with_model(script: Script, metadata: Metadata, parts: &Parts) -> Server {
+        Server::build(script, metadata, parts, api::Settings::default())
+    }
+
+    /// As [`Server::start`], with other settings of the interface.
+    pub fn with_settings(script: Script, settings: api::Settings) -> Server {
+        Server::build(script, model::metadata("deepseek4"), &Parts::default(), settings)
+    }
+
+    fn build(mut script: Script, metadata: Metadata, parts: &Parts, settings: api::Settings) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(folder.path()).unwrap());
         model::install(&store, "tiny", metadata, parts);
@@ -73,7 +82,7 @@ impl Server {
             store,
             scheduler: scheduler.clone(),
             metrics,
-            settings: Arc::default(),
+            settings: Arc::new(settings),
             runtime: Arc::new(Runtime { kind: Kind::Scripted, settings: Settings::default(), script: Some(script) }),
         };
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -83,7 +92,7 @@ impl Server {
             let stopped = async {
                 let _ = stopped.await;
             };
-            api::serve(listener, app, stopped).await.unwrap();
+            api::serve(listener, app, stopped).await;
         });
         Server {
             address,
