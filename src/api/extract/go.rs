@@ -111,6 +111,24 @@ impl Go {
     }
 }
 
+/// What a list or a table is called until the field is known that it belongs to.
+const LIST: &str = "array";
+const TABLE: &str = "map";
+
+/// Go's type of the lists and tables in requests, by the field's name.
+fn container(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "messages" => "[]api.Message",
+        "tools" => "api.Tools",
+        "tool_calls" => "[]api.ToolCall",
+        "images" => "[]api.ImageData",
+        "context" => "[]int",
+        "options" | "parameters" | "info" => "map[string]interface {}",
+        "files" | "adapters" | "draft_files" => "map[string]string",
+        _ => return None,
+    })
+}
+
 /// A value of the wrong type, and where.
 #[derive(Debug)]
 pub(super) enum TypeError {
@@ -126,12 +144,15 @@ pub(super) enum TypeError {
 impl TypeError {
     fn in_field(self, name: &'static str, field: &str) -> TypeError {
         match self {
-            TypeError::Mismatch { found, expected, inside } => {
-                let path = match inside {
-                    Some((_, path)) => format!("{field}.{path}"),
-                    None => field.to_string(),
+            TypeError::Mismatch { found, expected, inside: None } => {
+                let expected = match container(field) {
+                    Some(go) if expected == LIST || expected == TABLE => go.into(),
+                    _ => expected,
                 };
-                TypeError::Mismatch { found, expected, inside: Some((name, path)) }
+                TypeError::Mismatch { found, expected, inside: Some((name, field.into())) }
+            }
+            TypeError::Mismatch { found, expected, inside: Some((_, path)) } => {
+                TypeError::Mismatch { found, expected, inside: Some((name, format!("{field}.{path}"))) }
             }
             TypeError::Other(text) => TypeError::Other(text),
         }
@@ -262,7 +283,7 @@ impl<'de> Deserializer<'de> for Go {
         match self.value {
             Value::Null => visitor.visit_seq(Elements(Vec::new().into_iter())),
             Value::Array(values) => visitor.visit_seq(Elements(values.into_iter())),
-            _ => Err(self.mismatch("array")),
+            _ => Err(self.mismatch(LIST)),
         }
     }
 
@@ -283,7 +304,7 @@ impl<'de> Deserializer<'de> for Go {
         match self.value {
             Value::Null => visitor.visit_map(Fields::of_map(Map::new())),
             Value::Object(map) => visitor.visit_map(Fields::of_map(map)),
-            _ => Err(self.mismatch("map")),
+            _ => Err(self.mismatch(TABLE)),
         }
     }
 

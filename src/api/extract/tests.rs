@@ -99,8 +99,14 @@ fn bad_json_is_refused_in_gos_words() {
             "{\"messages\":[{\"content\":[]}]}",
             "json: cannot unmarshal array into Go struct field SomeRequest.messages.content of type string",
         ),
-        ("{\"messages\":{}}", "json: cannot unmarshal object into Go struct field SomeRequest.messages of type array"),
-        ("{\"options\":[]}", "json: cannot unmarshal array into Go struct field SomeRequest.options of type map"),
+        (
+            "{\"messages\":{}}",
+            "json: cannot unmarshal object into Go struct field SomeRequest.messages of type []api.Message",
+        ),
+        (
+            "{\"options\":[]}",
+            "json: cannot unmarshal array into Go struct field SomeRequest.options of type map[string]interface {}",
+        ),
     ] {
         // The whole array is syntactically wrong before its type is.
         let expected = if text == "[1 2]" { "invalid character '2' after array element" } else { expected };
