@@ -260,6 +260,26 @@ fn k_quants_come_from_ggml() {
     assert!(errors[0] < 15.0 && errors[1] > errors[0] && errors[1] < 60.0, "{errors:?} percent");
 }
 
+#[cfg(feature = "llama")]
+#[test]
+fn short_rows_of_experts_get_smaller_blocks() {
+    let place = Place::new(&Spec { draft: Draft::None, hidden_size: 256, moe_intermediate_size: 64, ..Spec::tiny() });
+    for (choice, down) in [("q4_K", "q5_0"), ("q2_K", "q4_0")] {
+        let flag = choice.to_lowercase();
+        let convert = ["convert", "checkpoint", "-o", "model.gguf", "--force", "--experts", &flag];
+        let plan = place.succeed(&[&convert[..], &["--dry-run", "--json"]].concat());
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let warning =
+            format!("routed experts with rows of 64 values are stored as {down}: {choice} needs a multiple of 256");
+        assert_eq!(plan["warnings"], serde_json::json!([warning]), "said once");
+        place.succeed(&convert);
+        let file = File::open(place.path("model.gguf")).unwrap();
+        for (name, dtype) in [("gate", choice), ("up", choice), ("down", down)] {
+            assert_eq!(file.tensor(&format!("blk.1.ffn_{name}_exps.weight")).unwrap().dtype.name(), dtype);
+        }
+    }
+}
+
 #[cfg(not(feature = "llama"))]
 #[test]
 fn k_quants_need_the_llama_feature() {

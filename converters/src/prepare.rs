@@ -175,18 +175,37 @@ impl Picker<'_> {
         }
     }
 
-    fn lossy(&mut self, tensor: &Planned, dtype: DType) -> Result<DType, Error> {
+    fn lossy(&mut self, tensor: &Planned, chosen: DType) -> Result<DType, Error> {
+        let fits = |dtype: DType| tensor.parts.iter().all(|part| part.columns.is_multiple_of(dtype.block_elements()));
+        let dtype = match for_short_rows(chosen) {
+            Some(smaller) if tensor.family == Family::RoutedExperts && !fits(chosen) => smaller,
+            _ => chosen,
+        };
+        if dtype != chosen {
+            self.warn_once(format!(
+                "routed experts with rows of {} values are stored as {}: {} needs a multiple of {}",
+                tensor.ne[0],
+                dtype.name(),
+                chosen.name(),
+                chosen.block_elements()
+            ));
+        }
         if !built_in(dtype) && self.options.quantizer.is_none() {
             return Err(Error::Choice(missing_quantizer(dtype)));
         }
-        let whole = tensor.parts.iter().all(|part| part.columns.is_multiple_of(dtype.block_elements()));
-        if whole || tensor.family == Family::RoutedExperts {
+        if fits(dtype) || tensor.family == Family::RoutedExperts {
             return Ok(dtype); // a partial block of experts is refused by the recipe: the user chose it for all of them
         }
         let (name, n) = (&tensor.name, tensor.ne[0]);
         self.warnings
             .push(format!("`{name}` stays lossless: its rows of {n} are no whole number of {} blocks", dtype.name()));
         self.exact(tensor)
+    }
+
+    fn warn_once(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     /// BF16, or F32 for a tensor with a scale below BF16's range. Remembers the scale bytes for the file's keys.
@@ -214,6 +233,15 @@ impl Picker<'_> {
         };
         self.scales.insert(tensor.name.clone(), all);
         Ok(dtype)
+    }
+}
+
+/// What takes the place of a type with blocks of 256 where rows are shorter or no multiple of it; llama.cpp's choice.
+fn for_short_rows(dtype: DType) -> Option<DType> {
+    match dtype {
+        DType::Q4_K => Some(DType::Q5_0),
+        DType::Q2_K => Some(DType::Q4_0),
+        _ => None,
     }
 }
 
