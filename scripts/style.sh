@@ -9,4 +9,4 @@ cargo fmt --manifest-path csrc/check/Cargo.toml --check
 cargo clippy --workspace --no-default-features --all-targets -- -D warnings
 # --release so that llama.cpp is the one that the tests build.
 cargo clippy --workspace --release --all-targets -- -D warnings
-RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-default-features --no-deps --document-private-items
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --release --no-deps --document-private-items

@@ -24,11 +24,22 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// `fathom run tiny.gguf` on a terminal; `None` where there is no `script`.
+    /// `fathom run tiny.gguf` on a terminal; `None` where `script` is not installed or gets no terminal, as in a root file system
+    /// without `/dev/pts`.
     fn open(home: &Home, server: &Program, flags: &str) -> Option<Terminal> {
-        if Command::new("script").arg("--version").output().is_err() {
-            eprintln!("skipped: the program `script` is not installed");
-            return None;
+        match Command::new("script").args(["-q", "-e", "-c", "true", "/dev/null"]).stdin(Stdio::null()).output() {
+            Ok(probe) if probe.status.success() => {}
+            Ok(probe) => {
+                eprintln!(
+                    "skipped: `script` cannot play a terminal: {}",
+                    String::from_utf8_lossy(&probe.stderr).trim()
+                );
+                return None;
+            }
+            Err(error) => {
+                eprintln!("skipped: the program `script` does not start: {error}");
+                return None;
+            }
         }
         // `exec`: the shell would take Ctrl-C as its own end.
         let line = format!("exec {} run tiny.gguf {flags}", env!("CARGO_BIN_EXE_fathom"));
