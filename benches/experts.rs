@@ -2,33 +2,23 @@
 //!
 //! `cargo bench --no-default-features --bench experts [-- THREADS [TYPE [SET]]]`, for example `-- 2 Mxfp4 Avx2`; default: all cores, all
 //! types, the fastest set. Times are the best of several runs. Every run chooses other experts, so that no cache has them.
-//! GB/s count the expert weights that are read, operations the products of the formula.
+//! GB/s count the expert weights that are read, operations the products of the formula. With default features ggml computes the same beside
+//! it, its weights as in the file and repacked.
 
-use std::time::{Duration, Instant};
+mod support;
+#[cfg(feature = "native")]
+#[path = "support/ggml.rs"]
+mod theirs;
 
-use fathom::kernels::{
-    ElementType, ExpertFfn, Experts, Isa, MoeRoute, Roof, Version, Workspace, expert_ffn, moe_route,
-};
+use fathom::kernels::{ElementType, ExpertFfn, Experts, MoeRoute, Version, Workspace, expert_ffn, moe_route};
 use fathom_gguf::{DType, block};
+use support::{Random, best, row};
 
 const N_EMBD: usize = 4096;
 const N_FF: usize = 2048;
 /// Of the 256 that the model has: enough to be beyond every cache.
 const N_EXPERT: usize = 64;
 const N_USED: usize = 6;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
-    }
-
-    fn numbers(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.below(2001) as f32 / 1000.0 - 1.0).collect()
-    }
-}
 
 /// All matrices of one type: the values do not matter for speed, so that every matrix is the same block, repeated.
 struct Weights {
@@ -55,22 +45,6 @@ impl Weights {
     }
 }
 
-/// Best of at least ten runs and two seconds; `prepare` is not timed.
-fn best<T>(mut prepare: impl FnMut() -> T, mut run: impl FnMut(&T)) -> Duration {
-    let start = Instant::now();
-    let mut best = Duration::MAX;
-    for i in 0.. {
-        let input = prepare();
-        let one = Instant::now();
-        run(&input);
-        best = best.min(one.elapsed());
-        if i >= 9 && start.elapsed() > Duration::from_secs(2) {
-            break;
-        }
-    }
-    best
-}
-
 /// Experts of every token, all different, the first `k` of `N_USED` slots; the others are holes.
 fn routes(random: &mut Random, n_tokens: usize, k: usize) -> Vec<i32> {
     let mut ids = vec![-1; N_USED * n_tokens];
@@ -82,34 +56,33 @@ fn routes(random: &mut Random, n_tokens: usize, k: usize) -> Vec<i32> {
     ids
 }
 
-fn row(name: &str, n_tokens: usize, time: Duration, ops: f64, bytes: f64, roof: &Roof, floats: bool) {
-    let seconds = time.as_secs_f64();
-    let most = if floats { roof.flops } else { roof.byte_ops };
-    println!(
-        "| {name} | {n_tokens} | {:.0} | {:.1} | {:.0} % | {:.1} | {:.0} % |",
-        1e6 * seconds,
-        1e-9 * ops / seconds,
-        100.0 * ops / seconds / most,
-        1e-9 * bytes / seconds,
-        100.0 * bytes / seconds / roof.read_bytes
-    );
+/// The same by ggml's ops.
+#[cfg(feature = "native")]
+fn by_ggml(weights: &Weights, nth: usize, x: &[f32], ids: &[i32], mut row: impl FnMut(&str, std::time::Duration)) {
+    let n_tokens = x.len() / N_EMBD;
+    let shape = theirs::Shape { n_embd: N_EMBD, n_ff: N_FF, n_expert: N_EXPERT, n_used: N_USED, n_tokens };
+    // Every matrix has the same bytes.
+    let stack = &weights.bytes[..weights.bytes.len() / 3];
+    let shares = vec![0.25; N_USED * n_tokens];
+    for (name, repack) in [("ggml", false), ("ggml, repacked", true)] {
+        let dtype = weights.element_type as u32;
+        let Some(mut experts) = theirs::GgmlExperts::new(&shape, dtype, [stack; 3], x, &shares, repack, nth) else {
+            continue;
+        };
+        let mut random = Random(2);
+        let shifted = || {
+            let by = random.below(N_EXPERT) as i32;
+            ids.iter().map(|id| (id + by) % N_EXPERT as i32).collect::<Vec<_>>()
+        };
+        row(&format!("{name} {:?}", weights.element_type), best(shifted, |ids| experts.run(ids)));
+    }
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let nth = words.first().map_or(cores, |word| word.parse().expect("a number of threads"));
-    let named = |isa: &Isa| words.get(2).is_none_or(|word| *word == format!("{isa:?}"));
-    let isa = Isa::available().filter(named).last().expect("an instruction set of this processor");
+    let (nth, words) = support::words();
+    let isa = support::isa(words.get(2));
     let version = Version::Kernel(isa);
-    let roof = Roof::measure(isa, nth);
-    println!(
-        "{isa:?}, {nth} threads: {:.1} GFLOP/s in float32, {:.1} Gop/s in bytes, {:.1} GB/s read\n",
-        1e-9 * roof.flops,
-        1e-9 * roof.byte_ops,
-        1e-9 * roof.read_bytes
-    );
-    println!("| op | tokens | us | Gop/s | of the roof | GB/s | of the roof |\n|---|---|---|---|---|---|---|");
+    let roof = support::roof(isa, nth);
 
     let random = &mut Random(1);
     let (n_expert, logits) = (256, random.numbers(256));
@@ -170,6 +143,10 @@ fn main() {
             let bytes = (3 * weights.matrix_bytes() * n_experts.len()) as f64;
             let floats = element_type.block().0 == 1;
             row(&format!("expert_ffn {element_type:?}, k = {k}"), n_tokens, time, ops, bytes, &roof, floats);
+            #[cfg(feature = "native")]
+            if k == N_USED {
+                by_ggml(&weights, nth, &x, &ids, |name, time| row(name, n_tokens, time, ops, bytes, &roof, floats));
+            }
         }
     }
 }

@@ -130,3 +130,18 @@ static inline uint8_t fathom_e2m1_from_f32(float x) {
                                     (magnitude > 2.5f) + (magnitude >= 3.5f) + (magnitude > 5.0f));
     return (uint8_t) (bits >> 28 & 8) | code;
 }
+
+// Blocks of 32 as 4- and 8-bit weights meet activations: step = largest magnitude / 127, ties to even. In double, for references.
+static inline void fathom_round_to_bytes(double * x, int32_t n) {
+    for (int32_t at = 0; at < n; at += 32) {
+        const int32_t end = at + 32 < n ? at + 32 : n;
+        double largest = 0;
+        for (int32_t i = at; i < end; i++) {
+            largest = fmax(largest, fabs(x[i]));
+        }
+        const double step = largest / 127;
+        for (int32_t i = at; i < end; i++) {
+            x[i] = step > 0 ? nearbyint(x[i] / step) * step : 0;
+        }
+    }
+}

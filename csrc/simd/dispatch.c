@@ -97,6 +97,7 @@ size_t fathom_layouts(const fathom_layout ** layouts) {
         LAYOUT(fathom_index_topk_args),
         LAYOUT(fathom_gather_attention_args),
         LAYOUT(fathom_norm_rope_args),
+        LAYOUT(fathom_dense_args),
         LAYOUT(fathom_hyper_step_args),
         LAYOUT(fathom_kernels),
     };

@@ -4,6 +4,7 @@
 // call the set in use: the best one of this processor unless fathom_isa_use chose another.
 #pragma once
 
+#include "../ops/dense/args.h"
 #include "../ops/expert_ffn/args.h"
 #include "../ops/gather_attention/args.h"
 #include "../ops/hyper_step/args.h"

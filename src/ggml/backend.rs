@@ -325,13 +325,9 @@ fn node_name(node: &c::ggml_tensor) -> String {
         |chars: *const std::ffi::c_char| unsafe { std::ffi::CStr::from_ptr(chars) }.to_string_lossy().into_owned();
     // SAFETY: reads the header.
     let op = text(unsafe { c::ggml_op_desc(node) });
-    let of = match (node.op, node.src[0].is_null()) {
-        (c::GGML_OP_MUL_MAT, false) => {
-            // SAFETY: a source lives as long as its node.
-            let name = text(unsafe { &*node.src[0] }.name.as_ptr());
-            let tells = |part: &&str| !matches!(*part, "blk" | "weight") && part.parse::<u32>().is_err();
-            name.split('.').filter(tells).collect::<Vec<_>>().join(".")
-        }
+    let of = match (node.op, NonNull::new(node.src[0])) {
+        // SAFETY: a source lives as long as its node.
+        (c::GGML_OP_MUL_MAT, Some(weight)) => unsafe { super::Tensor::new(weight) }.kind(),
         (c::GGML_OP_CUSTOM, _) => text(node.name.as_ptr()),
         _ => String::new(),
     };

@@ -26,6 +26,14 @@ impl<'b> Tensor<'b> {
         unsafe { self.ptr.as_ref() }
     }
 
+    /// What a weight is called in every layer: its name without the number of its block, for profiles.
+    pub(super) fn kind(self) -> String {
+        // SAFETY: ggml ends every name with a 0.
+        let name = unsafe { std::ffi::CStr::from_ptr(self.raw().name.as_ptr()) }.to_string_lossy();
+        let tells = |part: &&str| !matches!(*part, "blk" | "weight") && part.parse::<u32>().is_err();
+        name.split('.').filter(tells).collect::<Vec<_>>().join(".")
+    }
+
     /// Element type.
     pub fn dtype(self) -> DType {
         DType::from_id(self.raw().type_).expect("tensors are made with types of ours only")

@@ -7,6 +7,7 @@
 //! The functions check every length and every index that a kernel would follow. A wrong one is a mistake of the caller, not of
 //! its input: they panic.
 
+mod dense;
 mod expert_ffn;
 mod gather_attention;
 mod hyper_step;
@@ -24,6 +25,7 @@ mod step;
 )]
 pub mod sys;
 
+pub use dense::{Dense, dense};
 pub use expert_ffn::{ElementType, ExpertFfn, Experts, expert_ffn};
 pub use gather_attention::{GatherAttention, gather_attention, gather_attention_commit};
 pub use hyper_step::{HyperStep, Stepped, hyper_step};
@@ -228,6 +230,7 @@ mod tests {
             fathom_index_topk_args
             fathom_gather_attention_args
             fathom_norm_rope_args
+            fathom_dense_args
             fathom_hyper_step_args
             fathom_kernels
         ];

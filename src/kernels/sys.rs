@@ -61,6 +61,33 @@ pub const FATHOM_TYPE_BF16: _bindgen_ty_2 = 30;
 pub const FATHOM_TYPE_MXFP4: _bindgen_ty_2 = 39;
 pub const FATHOM_TYPE_NVFP4: _bindgen_ty_2 = 40;
 pub type _bindgen_ty_2 = ::std::os::raw::c_uint;
+pub const FATHOM_DENSE_MIN_ROWS: _bindgen_ty_3 = 32;
+pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct fathom_dense_args {
+    pub n_tokens: i32,
+    pub n_groups: i32,
+    pub n_rows: i32,
+    pub n_cols: i32,
+    pub row_bytes: i64,
+    pub weights: *const ::std::os::raw::c_void,
+    pub x: *const f32,
+    pub scratch: *mut ::std::os::raw::c_void,
+    pub y: *mut f32,
+}
+unsafe extern "C" {
+    pub fn fathom_dense_scratch_bytes(args: *const fathom_dense_args, nth: i32) -> usize;
+}
+unsafe extern "C" {
+    pub fn fathom_dense_round(args: *const fathom_dense_args, ith: i32, nth: i32);
+}
+unsafe extern "C" {
+    pub fn fathom_dense_product(args: *const fathom_dense_args, ith: i32, nth: i32);
+}
+unsafe extern "C" {
+    pub fn fathom_dense_reference(args: *const fathom_dense_args);
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_expert_weights {
@@ -157,9 +184,9 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_gather_attention_reference(args: *const fathom_gather_attention_args);
 }
-pub const FATHOM_N_STREAMS: _bindgen_ty_3 = 4;
-pub const FATHOM_N_MIXES: _bindgen_ty_3 = 24;
-pub type _bindgen_ty_3 = ::std::os::raw::c_uint;
+pub const FATHOM_N_STREAMS: _bindgen_ty_4 = 4;
+pub const FATHOM_N_MIXES: _bindgen_ty_4 = 24;
+pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_hyper_step_args {
@@ -249,12 +276,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_kv_compress_reference(args: *const fathom_kv_compress_args);
 }
-pub const FATHOM_ROUTING_OFF: _bindgen_ty_4 = 0;
-pub const FATHOM_ROUTING_TOPK: _bindgen_ty_4 = 1;
-pub const FATHOM_ROUTING_REL: _bindgen_ty_4 = 2;
-pub const FATHOM_ROUTING_MASS: _bindgen_ty_4 = 3;
-pub const FATHOM_ROUTING_MARGIN: _bindgen_ty_4 = 4;
-pub type _bindgen_ty_4 = ::std::os::raw::c_uint;
+pub const FATHOM_ROUTING_OFF: _bindgen_ty_5 = 0;
+pub const FATHOM_ROUTING_TOPK: _bindgen_ty_5 = 1;
+pub const FATHOM_ROUTING_REL: _bindgen_ty_5 = 2;
+pub const FATHOM_ROUTING_MASS: _bindgen_ty_5 = 3;
+pub const FATHOM_ROUTING_MARGIN: _bindgen_ty_5 = 4;
+pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_routing {
@@ -311,12 +338,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn fathom_norm_rope_reference(args: *const fathom_norm_rope_args);
 }
-pub const FATHOM_ISA_PORTABLE: _bindgen_ty_5 = 0;
-pub const FATHOM_ISA_NEON: _bindgen_ty_5 = 1;
-pub const FATHOM_ISA_AVX2: _bindgen_ty_5 = 2;
-pub const FATHOM_ISA_AVX512: _bindgen_ty_5 = 3;
-pub const FATHOM_N_ISA: _bindgen_ty_5 = 4;
-pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
+pub const FATHOM_ISA_PORTABLE: _bindgen_ty_6 = 0;
+pub const FATHOM_ISA_NEON: _bindgen_ty_6 = 1;
+pub const FATHOM_ISA_AVX2: _bindgen_ty_6 = 2;
+pub const FATHOM_ISA_AVX512: _bindgen_ty_6 = 3;
+pub const FATHOM_N_ISA: _bindgen_ty_6 = 4;
+pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct fathom_kernels {
@@ -331,6 +358,10 @@ pub struct fathom_kernels {
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
     pub expert_ffn_down:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_expert_ffn_args, ith: i32, nth: i32)>,
+    pub dense_scratch_bytes:
+        ::std::option::Option<unsafe extern "C" fn(args: *const fathom_dense_args, nth: i32) -> usize>,
+    pub dense_round: ::std::option::Option<unsafe extern "C" fn(args: *const fathom_dense_args, ith: i32, nth: i32)>,
+    pub dense_product: ::std::option::Option<unsafe extern "C" fn(args: *const fathom_dense_args, ith: i32, nth: i32)>,
     pub hyper_open:
         ::std::option::Option<unsafe extern "C" fn(args: *const fathom_hyper_step_args, ith: i32, nth: i32)>,
     pub hyper_close:

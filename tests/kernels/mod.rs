@@ -1,5 +1,6 @@
 //! Every kernel version that this processor can run against the reference of its op.
 
+mod dense;
 mod expert_ffn;
 mod gather_attention;
 mod hyper_step;

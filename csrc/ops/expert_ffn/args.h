@@ -16,19 +16,10 @@
 // as ggml's partner type.
 #pragma once
 #include "../step.h"
+#include "../types.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-// ggml's numbers of the element types that have kernels of their own.
-enum {
-    FATHOM_TYPE_F32   = 0,
-    FATHOM_TYPE_F16   = 1,
-    FATHOM_TYPE_Q8_0  = 8,
-    FATHOM_TYPE_BF16  = 30,
-    FATHOM_TYPE_MXFP4 = 39,
-    FATHOM_TYPE_NVFP4 = 40,
-};
 
 // One of the three stacks of expert matrices.
 typedef struct fathom_expert_weights {

@@ -1,5 +1,5 @@
 // expert_ffn: grouped by expert, whatever the number of tokens. For each expert that any token chose, the rows of its matrices are
-// split among the threads; rows are taken TILE_ROWS at a time and used for all tokens of the expert (job.h). One token is the same
+// split among the threads; rows are taken JOB_ROWS at a time and used for all tokens of the expert (job.h). One token is the same
 // walk with one pair for each expert.
 //
 // The sum over the experts of a token is in the order of expert ids, so that `down` needs no room for the products of every pair.
@@ -42,7 +42,11 @@ static int64_t partner_bytes(const fathom_expert_ffn_args * a, const fathom_expe
 
 static void to_partner(const fathom_expert_ffn_args * a, const fathom_expert_weights * w, const float * x, int32_t n, uint8_t * out) {
     switch (partner_of(a, w)) {
-        case PARTNER_INT8: int8_activations(w->type, x, n, (activations *) (void *) out); break;
+        case PARTNER_INT8:
+            for (int32_t b = 0; b < n / 32; b++) {
+                activations_round(w->type, x + 32 * b, (activations *) (void *) out + b);
+            }
+            break;
         case PARTNER_GGML: w->partner_from_float(x, out, n); break;
         default:           break;
     }
@@ -81,12 +85,11 @@ static parts parts_of(const fathom_expert_ffn_args * a, int32_t nth) {
     p.x_up   = a->up.type == a->gate.type ? p.x_gate : take(&p, base, (size_t) partner_bytes(a, &a->up, a->n_embd) * n_tokens);
     p.h      = (float *) (void *) take(&p, base, sizeof(float) * (size_t) a->n_ff * n_pairs);
     p.x_down = take(&p, base, (size_t) partner_bytes(a, &a->down, a->n_ff) * n_pairs);
-    const size_t floats = float_buffer_bytes(widest), ints = int8_buffer_bytes(widest);
-    p.buffer_bytes = (int64_t) ((floats > ints ? floats : ints) + 63) / 64 * 64;
+    p.buffer_bytes = (int64_t) (float_buffer_bytes(widest) + 63) / 64 * 64;
     p.buffers      = take(&p, base, (size_t) p.buffer_bytes * (size_t) nth);
-    if (a->n_ff < TILE_ROWS || a->n_embd < TILE_ROWS) {
+    if (a->n_ff < JOB_ROWS || a->n_embd < JOB_ROWS) {
         const int64_t gate = a->gate.row_bytes > a->up.row_bytes ? a->gate.row_bytes : a->up.row_bytes;
-        p.padded_bytes = (TILE_ROWS * (gate > a->down.row_bytes ? gate : a->down.row_bytes) + 63) / 64 * 64;
+        p.padded_bytes = (JOB_ROWS * (gate > a->down.row_bytes ? gate : a->down.row_bytes) + 63) / 64 * 64;
         p.padded       = take(&p, base, (size_t) p.padded_bytes * (size_t) nth);
     }
     return p;
@@ -154,14 +157,14 @@ typedef struct stretch {
 } stretch;
 
 static stretch stretch_of(int32_t n_rows, int32_t ith, int32_t nth) {
-    const int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t n_tiles = (n_rows + JOB_ROWS - 1) / JOB_ROWS;
     return (stretch) { (int32_t) (n_tiles * ith / nth), (int32_t) (n_tiles * (ith + 1) / nth) };
 }
 
 // The rows that a kernel reads for a tile: the last tile of a matrix begins where a whole one still fits.
 static int32_t first_row(int32_t n_rows, int32_t tile) {
-    const int32_t row = tile * TILE_ROWS;
-    return row + TILE_ROWS <= n_rows || n_rows < TILE_ROWS ? row : n_rows - TILE_ROWS;
+    const int32_t row = tile * JOB_ROWS;
+    return row + JOB_ROWS <= n_rows || n_rows < JOB_ROWS ? row : n_rows - JOB_ROWS;
 }
 
 static const uint8_t * rows_at(const fathom_expert_weights * w, int32_t expert, int32_t n_rows, int32_t tile) {
@@ -169,13 +172,13 @@ static const uint8_t * rows_at(const fathom_expert_weights * w, int32_t expert, 
 }
 
 static void run_tile(job * j, int32_t tile) {
-    j->row       = tile * TILE_ROWS;
+    j->row       = tile * JOB_ROWS;
     j->first_row = first_row(j->n_rows, tile);
-    j->n_valid   = j->n_rows - j->row < TILE_ROWS ? j->n_rows - j->row : TILE_ROWS;
+    j->n_valid   = j->n_rows - j->row < JOB_ROWS ? j->n_rows - j->row : JOB_ROWS;
     j->rows      = rows_at(j->weights, j->expert, j->n_rows, tile);
-    if (j->n_rows < TILE_ROWS) {  // a matrix smaller than a tile: in a copy, filled up with its last row
+    if (j->n_rows < JOB_ROWS) {  // a matrix smaller than a tile: in a copy, filled up with its last row
         const size_t row_bytes = (size_t) j->weights->row_bytes;
-        for (int32_t r = 0; r < TILE_ROWS; r++) {
+        for (int32_t r = 0; r < JOB_ROWS; r++) {
             memcpy(j->padded + (size_t) r * row_bytes, j->rows + (size_t) (r < j->n_rows ? r : j->n_rows - 1) * row_bytes, row_bytes);
         }
         j->rows = j->padded;
@@ -237,8 +240,8 @@ void FATHOM_KERNEL(expert_ffn_gate_up)(const fathom_expert_ffn_args * a, int32_t
 void FATHOM_KERNEL(expert_ffn_down)(const fathom_expert_ffn_args * a, int32_t ith, int32_t nth) {
     const parts   p     = parts_of(a, nth);
     const stretch tiles = stretch_of(a->n_embd, ith, nth);
-    const int32_t row   = tiles.begin * TILE_ROWS;
-    const int32_t end   = tiles.end * TILE_ROWS < a->n_embd ? tiles.end * TILE_ROWS : a->n_embd;
+    const int32_t row   = tiles.begin * JOB_ROWS;
+    const int32_t end   = tiles.end * JOB_ROWS < a->n_embd ? tiles.end * JOB_ROWS : a->n_embd;
     for (int64_t t = 0; t < a->n_tokens && row < end; t++) {
         memset(a->y + t * a->n_embd + row, 0, sizeof(float) * (size_t) (end - row));
     }

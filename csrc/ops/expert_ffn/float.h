@@ -59,7 +59,8 @@ TILE_INLINE void float_columns(int32_t type, int n, const uint8_t * w, int64_t s
     }
 }
 
-TILE_INLINE void float_rows_of(int32_t type, const job * j, const uint8_t * w, int64_t stride) {
+// TILE_ROWS rows: tile r of the job.
+TILE_INLINE void float_tile_of(int32_t type, const job * j, int r, const uint8_t * w, int64_t stride) {
     for (int32_t i = 0; i < j->n_pairs; i += FLOAT_TOKENS) {
         const int32_t n = j->n_pairs - i < FLOAT_TOKENS ? j->n_pairs - i : FLOAT_TOKENS;
         const float * x[FLOAT_TOKENS];
@@ -67,15 +68,15 @@ TILE_INLINE void float_rows_of(int32_t type, const job * j, const uint8_t * w, i
         for (int t = 0; t < FLOAT_TOKENS; t++) {
             x[t] = job_x(j, i + (t < n ? t : n - 1));
         }
-        for (int r = 0; r < TILE_ROWS; r += 4) {
+        for (int k = 0; k < TILE_ROWS; k += 4) {
             if (n == 1) {
-                float_columns(type, 1, w + r * stride, stride, x, j->n_cols, out + r);
+                float_columns(type, 1, w + k * stride, stride, x, j->n_cols, out + k);
             } else {
-                float_columns(type, FLOAT_TOKENS, w + r * stride, stride, x, j->n_cols, out + r);
+                float_columns(type, FLOAT_TOKENS, w + k * stride, stride, x, j->n_cols, out + k);
             }
         }
         for (int t = 0; t < n; t++) {
-            job_emit(j, i + t, vf_load(out + t * TILE_ROWS));
+            job_emit(j, i + t, r, vf_load(out + t * TILE_ROWS));
         }
     }
 }
@@ -112,28 +113,32 @@ static void float_expand(const fathom_expert_weights * w, const uint8_t * row, i
 }
 
 static void float_rows(const job * j) {
-    const uint8_t * w      = j->rows;
-    const int64_t   stride = j->weights->row_bytes;
-    switch (j->weights->type) {
-        case FATHOM_TYPE_F32:  float_rows_of(FATHOM_TYPE_F32, j, w, stride); return;
-        case FATHOM_TYPE_F16:  float_rows_of(FATHOM_TYPE_F16, j, w, stride); return;
-        case FATHOM_TYPE_BF16: float_rows_of(FATHOM_TYPE_BF16, j, w, stride); return;
-        default: break;
+    const int64_t stride = j->weights->row_bytes;
+    float *       rows   = (float *) (void *) j->buffer;
+    for (int r = 0; r < PANEL_TILES; r++) {
+        const uint8_t * w = j->rows + r * TILE_ROWS * stride;
+        switch (j->weights->type) {
+            case FATHOM_TYPE_F32:  float_tile_of(FATHOM_TYPE_F32, j, r, w, stride); break;
+            case FATHOM_TYPE_F16:  float_tile_of(FATHOM_TYPE_F16, j, r, w, stride); break;
+            case FATHOM_TYPE_BF16: float_tile_of(FATHOM_TYPE_BF16, j, r, w, stride); break;
+            default:
+                for (int k = 0; k < TILE_ROWS; k++) {
+                    float_expand(j->weights, w + k * stride, j->n_cols, rows + (int64_t) k * j->n_cols);
+                }
+                float_tile_of(FATHOM_TYPE_F32, j, r, (const uint8_t *) rows, (int64_t) sizeof(float) * j->n_cols);
+        }
     }
-    float * rows = (float *) (void *) j->buffer;
-    for (int r = 0; r < TILE_ROWS; r++) {
-        float_expand(j->weights, w + r * stride, j->n_cols, rows + (int64_t) r * j->n_cols);
-    }
-    float_rows_of(FATHOM_TYPE_F32, j, (const uint8_t *) rows, (int64_t) sizeof(float) * j->n_cols);
 }
 
 static void ggml_rows(const job * j) {
-    const uint8_t * w = j->rows;
+    const int64_t stride = j->weights->row_bytes;
     for (int32_t i = 0; i < j->n_pairs; i++) {
-        float out[TILE_ROWS];
-        for (int r = 0; r < TILE_ROWS; r++) {
-            j->weights->vec_dot(j->n_cols, &out[r], 0, w + r * j->weights->row_bytes, 0, job_x(j, i), 0, 1);
+        float out[JOB_ROWS];
+        for (int k = 0; k < JOB_ROWS; k++) {
+            j->weights->vec_dot(j->n_cols, &out[k], 0, j->rows + k * stride, 0, job_x(j, i), 0, 1);
         }
-        job_emit(j, i, vf_load(out));
+        for (int r = 0; r < PANEL_TILES; r++) {
+            job_emit(j, i, r, vf_load(out + r * TILE_ROWS));
+        }
     }
 }

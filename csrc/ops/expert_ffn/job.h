@@ -1,7 +1,10 @@
-// The unit of work: TILE_ROWS rows of one expert's matrix times the activations of all tokens that chose the expert.
+// The unit of work: JOB_ROWS rows of one expert's matrix times the activations of all tokens that chose the expert.
 #pragma once
 
-#include "tile.h"
+#include "../../simd/product.h"
+#include "args.h"
+
+#define JOB_ROWS PANEL_ROWS
 
 // What happens to the products.
 typedef enum emit { EMIT_GATE, EMIT_UP, EMIT_DOWN } emit;
@@ -13,7 +16,7 @@ typedef struct job {
     int32_t         expert;
     int32_t         n_rows, n_cols;   // of the matrix
     int32_t         row, n_valid;     // rows whose products are wanted: row .. row + n_valid - 1
-    int32_t         first_row;        // rows that are read: first_row .. first_row + TILE_ROWS - 1
+    int32_t         first_row;        // rows that are read: first_row .. first_row + JOB_ROWS - 1
     const uint8_t * rows;
     const int32_t * pairs;            // token * n_used + slot of every pair of this expert
     int32_t         first, n_pairs;   // the expert's place among all pairs
@@ -23,7 +26,7 @@ typedef struct job {
     float *         h;                // f32 [n_ff, pairs]
     uint8_t *       buffer;           // of this thread
     uint8_t *       padded;           // of this thread
-    const uint8_t * ahead;            // the rows that come next: TILE_ROWS * row_bytes
+    const uint8_t * ahead;            // the rows that come next: JOB_ROWS * row_bytes
 } job;
 
 TILE_INLINE const void * job_x(const job * j, int32_t i) {
@@ -40,18 +43,25 @@ TILE_INLINE vf job_act(vf g, vf u, float clamp) {
     return vf_mul(vf_div(g, vf_add(vf_set1(1.0f), e)), u);
 }
 
-// Takes the products of pair i with rows first_row .. + TILE_ROWS.
-TILE_INLINE void job_emit(const job * j, int32_t i, vf product) {
+// Takes the products of pair i with tile r of the rows that are read.
+TILE_INLINE void job_emit(const job * j, int32_t i, int r, vf product) {
     const fathom_expert_ffn_args * a = j->args;
+    const int32_t at    = j->first_row + r * TILE_ROWS;  // row of lane 0
+    const int32_t begin = j->row > at ? j->row - at : 0;
+    const int32_t past  = j->row + j->n_valid - at;
+    const int32_t n     = (past < TILE_ROWS ? past : TILE_ROWS) - begin;
+    if (n <= 0) {
+        return;
+    }
     const int64_t token = j->pairs[i] / a->n_used;
-    float *       out   = j->emit == EMIT_DOWN ? a->y + token * a->n_embd + j->row : j->h + (int64_t) (j->first + i) * a->n_ff + j->row;
-    const int     whole = j->n_valid == TILE_ROWS;
+    float *       out   = (j->emit == EMIT_DOWN ? a->y + token * a->n_embd : j->h + (int64_t) (j->first + i) * a->n_ff) + at + begin;
+    const int     whole = n == TILE_ROWS;
     float         some[TILE_ROWS] = { 0 };
     if (!whole) {
         vf_store(some, product);
-        memmove(some, some + (j->row - j->first_row), (size_t) j->n_valid * sizeof(float));
+        memmove(some, some + begin, (size_t) n * sizeof(float));
         product = vf_load(some);
-        memcpy(some, out, (size_t) j->n_valid * sizeof(float));
+        memcpy(some, out, (size_t) n * sizeof(float));
     }
     if (j->weights->scales) {
         product = vf_mul(product, vf_set1(j->weights->scales[j->expert]));
@@ -62,14 +72,6 @@ TILE_INLINE void job_emit(const job * j, int32_t i, vf product) {
     }
     vf_store(whole ? out : some, product);
     if (!whole) {
-        memcpy(out, some, (size_t) j->n_valid * sizeof(float));
-    }
-}
-
-// Has the processor fetch a share of the rows that come next: part b of n.
-TILE_INLINE void job_fetch_ahead(const job * j, int64_t b, int32_t bytes) {
-    const uint8_t * p = j->ahead + b * bytes;
-    for (int32_t at = 0; at < bytes; at += 64) {
-        __builtin_prefetch(p + at, 0, 2);
+        memcpy(out, some, (size_t) n * sizeof(float));
     }
 }

@@ -53,19 +53,8 @@ static void expand(const fathom_expert_weights * w, const uint8_t * row, float *
 
 // Rounds activations as the kernels of this weight type do.
 static void as_partner(const fathom_expert_weights * w, double * x, int32_t n) {
-    if (w->type != FATHOM_TYPE_Q8_0 && w->type != FATHOM_TYPE_MXFP4 && w->type != FATHOM_TYPE_NVFP4) {
-        return;
-    }
-    for (int32_t at = 0; at < n; at += 32) {
-        const int32_t end = at + 32 < n ? at + 32 : n;
-        double largest = 0;
-        for (int32_t i = at; i < end; i++) {
-            largest = fmax(largest, fabs(x[i]));
-        }
-        const double step = largest / 127;
-        for (int32_t i = at; i < end; i++) {
-            x[i] = step > 0 ? nearbyint(x[i] / step) * step : 0;
-        }
+    if (w->type == FATHOM_TYPE_Q8_0 || w->type == FATHOM_TYPE_MXFP4 || w->type == FATHOM_TYPE_NVFP4) {
+        fathom_round_to_bytes(x, n);
     }
 }
 

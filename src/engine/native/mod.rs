@@ -1,4 +1,4 @@
-//! Our own engine for DeepSeek-V4 on ggml's CPU backend: a graph of ggml's dense products and of our ops (`csrc/ops`) for what defines
+//! Our own engine for DeepSeek-V4 on ggml's CPU backend: a graph of ggml's ops and of our own (`csrc/ops`), which are Q8_0 products and what defines
 //! the model.
 //!
 //! - `hparams` and `weights` check the file; nothing after them doubts it. Weights stay where they are mapped.

@@ -4,11 +4,13 @@
 //! caches of the step's sequences before each run. The nodes of an op (one per phase) share it.
 
 mod attention;
+mod dense;
 mod hyper_step;
 mod moe;
 mod norm_rope;
 
 pub use attention::{Attention, Compress, Indexer, Side};
+pub use dense::Operand;
 pub use hyper_step::{HyperOpen, Opened};
 pub use moe::{Choice, Expert, Experts, Route, Routed};
 pub use norm_rope::NormRope;
@@ -71,6 +73,12 @@ struct Source(NonNull<c::ggml_tensor>);
 impl Source {
     fn of(tensor: Tensor) -> Source {
         Source(tensor.ptr)
+    }
+
+    /// Whether the tensor is part of the graph, or a weight: what no output needs gets no memory.
+    fn has_memory(self) -> bool {
+        // SAFETY: as in `address`.
+        !unsafe { self.0.as_ref() }.data.is_null()
     }
 
     fn address<T>(self) -> *mut T {

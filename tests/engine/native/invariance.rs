@@ -3,10 +3,11 @@
 
 use fathom::engine::{Batch, Engine, Kind, KvType, Output, Outputs, Settings};
 use fathom::ids::{Pos, SeqId};
+use fathom_converters::{Dense, Options, Silent, convert};
 use fathom_gguf::File;
 
 use super::super::golden::{golden, kl, models};
-use super::super::{TOLERANCE, assert_close, load_kind, logits, scratch, text, tiny_a, tokens, top};
+use super::super::{TOLERANCE, assert_close, fixture, load_kind, logits, scratch, text, tiny_a, tokens, top};
 use super::{exact, load_exact, native_exact};
 
 #[track_caller]
@@ -169,6 +170,39 @@ fn default_arithmetic_and_every_row_type_stay_close_to_the_golden_distribution()
             println!("{name}, {kv_type} rows: mean KL {mean:.4}, top token equal in {same} of {n} rows");
             assert!(mean <= if kv_type == KvType::Fp8 { 0.2 } else { 0.05 }, "{name} {kv_type}: mean KL {mean}");
         }
+    }
+}
+
+/// Q8_0 matrices have a product of our own: against the same file in exact arithmetic, and in steps of which only the last wants logits.
+#[test]
+fn q8_0_products_stay_close_to_exact_ones_in_every_chunk_size() {
+    let path = scratch("tiny-v4-a-q8_0.gguf");
+    let options = Options { force: true, dense: Some(Dense::Q8_0), ..Options::new(fixture("tiny-v4-a"), &path) };
+    convert(&options, &mut Silent).unwrap();
+    let settings = Settings { kv_type: KvType::F32, ..exact() };
+    let mut expected = load_exact(&path, &settings);
+    let text = text(300, expected.info().n_vocab);
+    let expected = logits(&mut *expected, 0, 0, &text, 512);
+    let mut engine = load_kind(&path, Kind::Native, &settings);
+    for chunk in [1, 7, 128, 512] {
+        engine.release(SeqId(0));
+        let got = logits(&mut *engine, 0, 0, &text, chunk);
+        let mean = expected.iter().zip(&got).map(|(expected, got)| kl(expected, got)).sum::<f64>() / got.len() as f64;
+        println!("chunk {chunk}: mean KL {mean:.4}");
+        assert!(mean <= 0.05, "chunk {chunk}: mean KL {mean}");
+
+        engine.release(SeqId(0));
+        let (before, last) = text.split_at(text.len() - 5);
+        let mut out = Outputs::default();
+        for (index, part) in before.chunks(chunk).enumerate() {
+            let mut tokens = tokens(0, index * chunk, part);
+            tokens.iter_mut().for_each(|token| token.output = None);
+            engine.step(&Batch { tokens }, &mut out).unwrap();
+        }
+        let silent = logits(&mut *engine, 0, before.len(), last, 512);
+        engine.release(SeqId(0));
+        logits(&mut *engine, 0, 0, before, chunk);
+        assert_identical(&format!("chunk {chunk}"), &silent, &logits(&mut *engine, 0, before.len(), last, 512));
     }
 }
 

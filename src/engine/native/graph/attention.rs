@@ -17,9 +17,10 @@ pub(super) fn attention<'b>(b: &Builder<'b>, at: &At, x: Tensor<'b>) -> Result<A
     let (d, n_head, n_tokens) = (h.n_embd_head, h.n_head, x.ne()[1]);
     let rope = model.rope(at.kind);
 
-    let qr = norm(b, b.mul_mat(b.weight(slots.q_a), x)?, slots.q_a_norm, h.norm_eps)?;
+    let x = b.operand(x);
+    let qr = b.operand(norm(b, b.product(b.weight(slots.q_a), &x)?, slots.q_a_norm, h.norm_eps)?);
     let q = b.norm_rope(NormRope {
-        x: b.mul_mat(b.weight(slots.q_b), qr)?,
+        x: b.product(b.weight(slots.q_b), &qr)?,
         n_head,
         weight: None,
         eps: Some(h.norm_eps),
@@ -27,7 +28,7 @@ pub(super) fn attention<'b>(b: &Builder<'b>, at: &At, x: Tensor<'b>) -> Result<A
         row_type: RowType::F32,
     })?;
     let kv = b.norm_rope(NormRope {
-        x: b.mul_mat(b.weight(slots.kv), x)?,
+        x: b.product(b.weight(slots.kv), &x)?,
         n_head: 1,
         weight: Some(b.weight(slots.kv_norm)),
         eps: Some(h.norm_eps),
@@ -35,11 +36,11 @@ pub(super) fn attention<'b>(b: &Builder<'b>, at: &At, x: Tensor<'b>) -> Result<A
         row_type: model.layout.row_type,
     })?;
     let rows = match slots.compressor {
-        Some(compressor) => Some(compressor::compress(b, at, x, compressor, Side::Rows)?),
+        Some(compressor) => Some(compressor::compress(b, at, &x, compressor, Side::Rows)?),
         None => None,
     };
     let top = match &slots.indexer {
-        Some(indexer) => Some(indexer::select(b, at, indexer, x, qr)?),
+        Some(indexer) => Some(indexer::select(b, at, indexer, &x, &qr)?),
         None => None,
     };
     let heads = b.gather_attention(Attention {
@@ -58,10 +59,7 @@ pub(super) fn attention<'b>(b: &Builder<'b>, at: &At, x: Tensor<'b>) -> Result<A
     })?;
 
     // z_j = wo_a[j] . (heads of group j), then wo_b . (z_0 .. z_{g-1})
-    let group = n_head * d / h.o_groups;
-    let grouped = b.permute(b.reshape(heads, [group, h.o_groups, n_tokens, 1])?, [0, 2, 1, 3])?;
-    let narrow = b.mul_mat(b.weight(slots.output_a), grouped)?; // [o_rank, n_tokens, o_groups]
-    let narrow = b.cont(b.permute(narrow, [0, 2, 1, 3])?)?;
-    let narrow = b.reshape(narrow, [h.o_rank * h.o_groups, n_tokens, 1, 1])?;
-    Ok(Attended { out: b.mul_mat(b.weight(slots.output_b), narrow)?, top })
+    let heads = b.operand(b.reshape(heads, [n_head * d, n_tokens, 1, 1])?);
+    let narrow = b.operand(b.product(b.weight(slots.output_a), &heads)?);
+    Ok(Attended { out: b.product(b.weight(slots.output_b), &narrow)?, top })
 }

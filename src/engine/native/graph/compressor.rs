@@ -2,13 +2,13 @@
 
 use super::{At, Builder, Error, LayerKind, Tensor};
 use crate::engine::native::weights::CompressorSlots;
-use crate::ggml::ops::{Compress, Side};
+use crate::ggml::ops::{Compress, Operand, Side};
 
 /// Adds the rows that `x: f32 [n_embd, n_tokens]` completes. What it gives is a source for those who read them.
 pub(super) fn compress<'b>(
     b: &Builder<'b>,
     at: &At,
-    x: Tensor<'b>,
+    x: &Operand<'b>,
     slots: CompressorSlots,
     side: Side,
 ) -> Result<Tensor<'b>, Error> {
@@ -20,8 +20,8 @@ pub(super) fn compress<'b>(
     b.kv_compress(Compress {
         layer: at.index,
         side,
-        u: b.mul_mat(b.weight(slots.kv), x)?,
-        z: b.mul_mat(b.weight(slots.gate), x)?,
+        u: b.product(b.weight(slots.kv), x)?,
+        z: b.product(b.weight(slots.gate), x)?,
         ape: b.weight(slots.ape),
         norm: b.weight(slots.norm),
         ratio: at.kind.ratio(),

@@ -5,20 +5,20 @@
 use super::{At, Builder, Error, Tensor, compressor};
 use crate::engine::native::weights::IndexerSlots;
 use crate::ggml::RowType;
-use crate::ggml::ops::{Indexer, NormRope, Side};
+use crate::ggml::ops::{Indexer, NormRope, Operand, Side};
 
 /// From `x: f32 [n_embd, n_tokens]` and `qr: f32 [q_rank, n_tokens]` what [`Builder::index_topk`] gives.
 pub(super) fn select<'b>(
     b: &Builder<'b>,
     at: &At,
     slots: &IndexerSlots,
-    x: Tensor<'b>,
-    qr: Tensor<'b>,
+    x: &Operand<'b>,
+    qr: &Operand<'b>,
 ) -> Result<Tensor<'b>, Error> {
     let (model, h) = (at.model, &at.model.hparams);
     let keys = compressor::compress(b, at, x, slots.compressor, Side::Index)?;
     let q = b.norm_rope(NormRope {
-        x: b.mul_mat(b.weight(slots.q_b), qr)?,
+        x: b.product(b.weight(slots.q_b), qr)?,
         n_head: h.index_heads,
         weight: None,
         eps: None,
@@ -28,7 +28,7 @@ pub(super) fn select<'b>(
     b.index_topk(Indexer {
         layer: at.index,
         q,
-        weights: b.mul_mat(b.weight(slots.weights), x)?,
+        weights: b.product(b.weight(slots.weights), x)?,
         keys,
         key_type: model.layout.key_type,
         ratio: at.kind.ratio(),

@@ -150,7 +150,7 @@ impl Model {
             ports.hidden = Some(b.output(streams));
             if shape.logits {
                 let opened = hyper::open(b, h, streams, self.slots.output_hc, self.slots.output_norm)?;
-                ports.logits = Some(b.output(b.mul_mat(b.weight(self.slots.output), opened.x)?));
+                ports.logits = Some(b.output(b.product(b.weight(self.slots.output), &b.operand(opened.x))?));
             }
         }
         Ok(ports)

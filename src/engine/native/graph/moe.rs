@@ -24,7 +24,8 @@ pub(super) fn moe<'b>(
         Routing::Bias(bias) => Choice::Scores { bias: b.weight(bias) },
         Routing::Table(table) => Choice::Table { table: b.weight(table), tokens },
     };
-    let logits = b.mul_mat(b.weight(slots.router), x)?;
+    let operand = b.operand(x);
+    let logits = b.product(b.weight(slots.router), &operand)?;
     let routed = b.moe_route(Route { layer: at.index, logits, choice, n_used: h.n_used, scale: h.expert_scale })?;
     let experts = b.expert_ffn(Experts {
         x,
@@ -36,7 +37,9 @@ pub(super) fn moe<'b>(
         exact: model.exact,
         n_threads: model.n_threads,
     })?;
-    let (gate, up) = (b.mul_mat(b.weight(slots.shared_gate), x)?, b.mul_mat(b.weight(slots.shared_up), x)?);
-    let shared = b.mul_mat(b.weight(slots.shared_down), b.swiglu_clamp(gate, up, layer.shared_clamp)?)?;
+    let gate = b.product(b.weight(slots.shared_gate), &operand)?;
+    let up = b.product(b.weight(slots.shared_up), &operand)?;
+    let inner = b.operand(b.swiglu_clamp(gate, up, layer.shared_clamp)?);
+    let shared = b.product(b.weight(slots.shared_down), &inner)?;
     Ok(Fed { out: b.add(experts, shared)?, routed })
 }

@@ -6,21 +6,21 @@
 // of what summing across lanes would.
 #pragma once
 
-#include "../../simd/vec.h"
-#include "../numbers.h"
-#include "args.h"
+#include "../ops/numbers.h"
+#include "../ops/types.h"
+#include "vec.h"
 
 #define TILE_INLINE static inline __attribute__((always_inline))
 #define TILE_ROWS VF_LANES
 
-// 32 activations as they meet 4- and 8-bit weights.
+// 32 activations as they meet 4- and 8-bit weights: step * q.
 typedef struct activations {
     int8_t  q[32];
     float   step;
-    int32_t start[2];  // what the dot product begins with: takes back the offset of the weights' bytes. Two: one for each half
+    int32_t start[2];  // what sums of whole numbers begin with (tile_start). Two: one for each half
 } activations;
 
-// What is added to the codes of weights so that they are unsigned bytes, as the instruction wants them.
+// What is added to the codes of weights so that they are unsigned bytes, as the instructions want them.
 #if defined(FATHOM_FOR_AVX512)
 #define TILE_FP4_OFFSET 12
 #define TILE_Q8_OFFSET 128
@@ -183,7 +183,7 @@ TILE_INLINE vi tile_dot(int32_t type, const vi * w, int n, const int8_t * x, int
     (void) type;
     vi sum = vi_set1(start);
     for (int g = 0; g < n; g++) {
-        sum = _mm512_dpbusd_epi32(sum, w[g], tile_x4(x + 4 * g));
+        sum = vi_dot4(sum, w[g], tile_x4(x + 4 * g));
     }
     return sum;
 }
@@ -213,22 +213,19 @@ TILE_INLINE vf tile_half_of_ue4m3(vi code) {
 }
 
 TILE_INLINE vi tile_dot(int32_t type, const vi * w, int n, const int8_t * x, int32_t start) {
-    const vi ones = _mm256_set1_epi16(1);
-    vi       sum  = vi_set1(start);
     if (type == FATHOM_TYPE_Q8_0) {
+        vi sum = vi_zero();
         for (int g = 0; g < n; g++) {
-            const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[g]), _mm256_sign_epi8(tile_x4(x + 4 * g), w[g]));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            sum = vi_dot4(sum, w[g], tile_x4(x + 4 * g));
         }
         return sum;
     }
-    // A code is at most 24 and an activation 127: eight products fit 16 bits.
-    for (int g = 0; g < n; g += 4) {
-        const vi a = _mm256_add_epi16(_mm256_maddubs_epi16(w[g], tile_x4(x + 4 * g)), _mm256_maddubs_epi16(w[g + 1], tile_x4(x + 4 * g + 4)));
-        const vi b = _mm256_add_epi16(_mm256_maddubs_epi16(w[g + 2], tile_x4(x + 4 * g + 8)), _mm256_maddubs_epi16(w[g + 3], tile_x4(x + 4 * g + 12)));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+    // Sums of 16 bits may go beyond them on the way: with the offset taken back, 16 products of at most 12 * 127 fit.
+    vi sums = vi_set1(start);
+    for (int g = 0; g < n; g++) {
+        sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w[g], tile_x4(x + 4 * g)));
     }
-    return sum;
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 }
 
 TILE_INLINE vi tile_q8(vi d) { return d; }
