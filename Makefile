@@ -37,7 +37,7 @@ neon:  ## the kernel tests for AArch64, emulated by qemu-user
 bindings: setup  ## whether src/kernels/sys.rs is what bindgen makes of csrc/fathom.h
 	@scripts/bindings.sh
 
-accuracy: build  ## tables of docs/performance.md: what row types and engines cost on fathom-tiny
+accuracy: build  ## tables of docs/performance.md and routing.md: what row types, coarser files, engines and fewer experts cost on fathom-tiny
 	@source scripts/env.sh && scripts/accuracy.sh "$$TARGET_DIR/release/fathom"
 
 install: setup  ## put `fathom` into ~/.cargo/bin

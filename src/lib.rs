@@ -14,10 +14,11 @@
 //!
 //! # Layers
 //! A module uses modules of lower layers only (`tests/layers.rs` keeps this true):
-//! 7 `cli`, `client` · 6 `api` · 5 `completion` · 4 `scheduler`, `eval` · 3 `engine`, `tokens`, `sampler`, `chat`, `registry`, `modelfile` ·
+//! 7 `cli`, `client` · 6 `api` · 5 `completion`, `calibrate` · 4 `scheduler`, `eval` · 3 `engine`, `tokens`, `sampler`, `chat`, `registry`, `modelfile` ·
 //! 2 `store` · 0 `config`, `telemetry`, `ids`, `kernels`.
 
 pub mod api;
+pub mod calibrate;
 pub mod chat;
 pub mod cli;
 pub mod client;

@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("scheduler", 4),
     ("eval", 4),
     ("completion", 5),
+    ("calibrate", 5),
     ("api", 6),
     ("client", 7),
     ("cli", 8),

@@ -95,7 +95,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     let (model, engines) = (args.model.as_deref().context("no model was named")?, engines(&args, config)?);
-    let file = weights::open(model, config)?;
+    let (file, profiles) = weights::open(model, config)?;
     let weights: Vec<PathBuf> = file.shards().map(Into::into).collect();
     let needs_deepseek =
         args.fill == Fill::Jump && file.metadata().opt_str("general.architecture")? != Some("deepseek4");
@@ -114,6 +114,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
 
     let job = |(engine, routing): (Kind, &Routing), context: usize, parallel: usize, fill: Fill, round: usize| Job {
         weights: weights.clone(),
+        profiles: profiles.clone(),
         engine: engine.to_string(),
         routing: routing.to_string(),
         context,

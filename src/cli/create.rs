@@ -19,6 +19,7 @@ use crate::client::{self, Client, Lines, Progress};
 use crate::config::Config;
 use crate::engine::Routing;
 use crate::modelfile::{self, Instruction, Modelfile};
+use crate::store::routing_beside;
 
 /// What a checkpoint directory gives besides its weights.
 const CHECKPOINT_FILES: &[&str] = &["json", "jinja", "model"];
@@ -161,7 +162,11 @@ async fn deliver(client: &Client, request: &mut CreateRequest, named: Named) -> 
     match named.from.as_slice() {
         [] => {}
         [one] if client.shares_files() => request.path = absolute(one)?,
-        many => request.files = upload(client, &expanded(many)?).await?,
+        many => {
+            let mut files = expanded(many)?;
+            files.extend(many.iter().map(|file| routing_beside(file)).find(|profiles| profiles.is_file()));
+            request.files = upload(client, &files).await?;
+        }
     }
     request.adapters = upload(client, &expanded(&named.adapters)?).await?;
     request.draft_files = upload(client, &named.drafts).await?;

@@ -5,18 +5,19 @@
 mod text;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use indicatif::ProgressBar;
 
+use super::progress::Bar;
 use super::settings::{self, EngineFlags};
-use super::{hint, progress, weights};
+use super::unfinished::Unfinished;
+use super::{hint, weights};
 use crate::chat::family::{Facts, for_model};
 use crate::completion::facts;
 use crate::config::Config;
 use crate::engine;
-use crate::eval::{self, Job, Model, Split, Text, Watch, heatmap, needle};
+use crate::eval::{self, Job, Model, Split, Text, heatmap, needle};
 use crate::tokens::Specials;
 
 /// Tokens of one step unless `--batch` says otherwise.
@@ -155,6 +156,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         exact: args.f32,
         kv_type: settings.kv_type,
         routing: settings.routing.clone(),
+        profiles: found.routing.clone(),
     };
     let family = match for_model(&facts(&found)) {
         // A text needs no format but for the token that it begins with.
@@ -163,7 +165,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     };
     let reference = reference(&args, &model, &config, &settings)?;
     // Nothing is computed for a picture that cannot be written.
-    let picture = args.heatmap.as_deref().map(Picture::create).transpose()?;
+    let picture = args.heatmap.as_deref().map(Unfinished::create).transpose()?;
 
     let read = |path: &PathBuf| {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -234,7 +236,7 @@ fn reference(
     if let Some(name) = &args.against {
         let found = weights::model(name, config)?;
         ensure!(!found.weights.is_empty(), "model `{name}` has no weights");
-        (reference.name, reference.weights) = (name.clone(), found.weights);
+        (reference.name, reference.weights, reference.profiles) = (name.clone(), found.weights, found.routing);
     }
     Ok(Some(reference))
 }
@@ -264,62 +266,4 @@ fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
         }
     }
     kept
-}
-
-/// A file that appears when it is finished.
-struct Picture {
-    file: tempfile::NamedTempFile,
-    path: PathBuf,
-}
-
-impl Picture {
-    fn create(path: &Path) -> anyhow::Result<Picture> {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut unfinished = tempfile::Builder::new();
-        #[cfg(unix)]
-        unfinished.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = unfinished
-            .prefix(".fathom-heatmap-")
-            .tempfile_in(dir)
-            .with_context(|| format!("cannot write into `{}`", dir.display()))?;
-        Ok(Picture { file, path: path.to_owned() })
-    }
-
-    fn write(mut self, text: &str) -> anyhow::Result<()> {
-        self.file.write_all(text.as_bytes())?;
-        self.file.persist(&self.path).with_context(|| format!("cannot write `{}`", self.path.display()))?;
-        Ok(())
-    }
-}
-
-/// A bar for each part.
-#[derive(Default)]
-struct Bar(Option<ProgressBar>);
-
-impl Bar {
-    fn clear(&mut self) {
-        if let Some(bar) = self.0.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Watch for Bar {
-    fn begin(&mut self, what: &str, tokens: u64) {
-        self.clear();
-        self.0 = Some(progress::steps(tokens, what.to_owned()));
-    }
-
-    fn advance(&mut self, tokens: u64) {
-        if let Some(bar) = &self.0 {
-            bar.inc(tokens);
-        }
-    }
-
-    fn note(&mut self, text: &str) {
-        match &self.0 {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
 }

@@ -44,7 +44,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let config = args.engine.applied(config)?;
     let (kind, settings) = settings::engine(&config)?;
     let tokens = tokens(&args.tokens)?;
-    let model = weights::open(&args.model, &config)?;
+    let (model, profiles) = weights::open(&args.model, &config)?;
     let asked = if args.compare.is_some() { tokens.len() } else { args.chunk.map_or(DEFAULT_CHUNK, |n| n as usize) };
     let chunk = asked.min(tokens.len());
     let settings = Settings {
@@ -53,6 +53,7 @@ pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
         n_batch: chunk,
         n_ubatch: chunk,
         n_outputs: chunk,
+        profiles,
         ..settings
     };
     // Nothing is computed for an output that cannot be written.

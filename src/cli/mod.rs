@@ -1,7 +1,7 @@
 //! What users type: one file per verb, each with its `Args` and `run`.
 //!
 //! Verbs that speak about models talk to a server through [`crate::client`]; only `serve`, `convert`, `export`, `verify`,
-//! `render`, `logits`, `bench`, `eval` and the `show` of a file work in this process (`weights` says what a name means there).
+//! `render`, `logits`, `bench`, `eval`, `calibrate` and the `show` of a file work in this process (`weights` says what a name means there).
 //! Data goes to stdout; progress, warnings and errors go to stderr.
 //! Exit codes: 0 = done, 1 = failed (`error: ...` says why), 2 = the command line makes no sense.
 
@@ -14,6 +14,7 @@ use crate::telemetry::{self, Loudness};
 
 mod answer;
 mod bench;
+mod calibrate;
 mod connect;
 mod convert;
 mod cp;
@@ -38,6 +39,7 @@ pub mod settings;
 mod show;
 mod stop;
 pub mod table;
+mod unfinished;
 mod verify;
 mod version;
 mod weights;
@@ -93,6 +95,8 @@ enum Command {
     Bench(bench::Args),
     /// Measure perplexity, divergence from a reference, and what is found in long prompts
     Eval(eval::Args),
+    /// Find out which experts can be left out, and write routing profiles
+    Calibrate(calibrate::Args),
     /// Write the logits of a token sequence to a file
     Logits(logits::Args),
 }
@@ -123,6 +127,7 @@ impl Command {
             Command::Render(args) => render::run(args, config),
             Command::Bench(args) => bench::run(args, config),
             Command::Eval(args) => eval::run(args, config),
+            Command::Calibrate(args) => calibrate::run(args, config),
             Command::Logits(args) => logits::run(args, config),
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::eval::Watch;
+
 /// Bars that are drawn together.
 pub fn group() -> MultiProgress {
     MultiProgress::new()
@@ -36,4 +38,37 @@ pub fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_style(style).with_message(message);
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+/// A bar for each part of a measurement, one after the other.
+#[derive(Default)]
+pub struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// Takes it away.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Watch for Bar {
+    fn begin(&mut self, what: &str, tokens: u64) {
+        self.clear();
+        self.0 = Some(steps(tokens, what.to_owned()));
+    }
+
+    fn advance(&mut self, tokens: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(tokens);
+        }
+    }
+
+    fn note(&mut self, text: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
 }

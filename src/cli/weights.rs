@@ -64,14 +64,14 @@ pub(super) fn model(text: &str, config: &Config) -> anyhow::Result<Model> {
     }
 }
 
-/// The model's weights, opened.
+/// The model's weights, opened, and its routing profiles, if they do not lie beside them.
 ///
 /// # Errors
 /// As [`model`], and when it has none.
-pub(super) fn open(text: &str, config: &Config) -> anyhow::Result<File> {
+pub(super) fn open(text: &str, config: &Config) -> anyhow::Result<(File, Option<PathBuf>)> {
     match resolve(Path::new(text), config)? {
-        Named::File(path) => Ok(File::open(path)?),
-        Named::Installed(model) => of(&model),
+        Named::File(path) => Ok((File::open(path)?, None)),
+        Named::Installed(model) => Ok((of(&model)?, model.routing)),
     }
 }
 

@@ -49,7 +49,7 @@ impl Target {
             }),
             weights,
             kind: runtime.kind,
-            settings: runtime.settings.clone(),
+            settings: engine::Settings { profiles: model.routing.clone(), ..runtime.settings.clone() },
         };
         Ok(Target { model: Arc::new(model), family, spec: Arc::new(spec) })
     }

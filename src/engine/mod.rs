@@ -29,7 +29,7 @@ pub mod routing;
 mod rules;
 pub mod scripted;
 
-pub use inspect::{Inspect, Probe, Probed, Value};
+pub use inspect::{ExpertTrace, Inspect, Probe, Probed, Value};
 pub use machine::{BuildInfo, build_info, check_cpu};
 pub use plan::{Plan, plan, scripted_model};
 pub use routing::{Routing, RoutingId};
@@ -371,6 +371,8 @@ pub struct Settings {
     pub repack: bool,
     /// What every sequence follows unless [`Engine::set_routing`] says otherwise. `native` only.
     pub routing: Routing,
+    /// The routing profiles that come with the model; `None` = those beside its file ([`routing::sidecar`]), if there are any.
+    pub profiles: Option<PathBuf>,
     /// `native` rounds nothing below F32: matrices are expanded in memory, experts multiplied exactly. See [`load_f32`].
     pub exact: bool,
     /// Load for embeddings instead of logits.
@@ -400,6 +402,7 @@ impl Default for Settings {
             use_mmap: true,
             repack: true,
             routing: Routing::Off,
+            profiles: None,
             exact: false,
             embedding: false,
             jump: false,

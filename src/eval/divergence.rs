@@ -54,6 +54,11 @@ impl Divergences {
         }
     }
 
+    /// Sums of the divergence, window by window.
+    pub fn by_window(&self) -> &[Block] {
+        &self.kl
+    }
+
     /// `None` of no tokens.
     pub fn summary(&self) -> Option<Divergence> {
         let mut sorted = self.all.clone();

@@ -47,6 +47,8 @@ pub struct Model {
     pub kv_type: KvType,
     /// Which of the chosen experts are computed.
     pub routing: Routing,
+    /// Routing profiles that come with it, unless they lie beside its file.
+    pub profiles: Option<PathBuf>,
 }
 
 /// Everything that is to be measured.
@@ -189,7 +191,10 @@ fn windows(job: &Job<'_>, text: &Text<'_>, tokenizer: &Tokenizer) -> Result<text
 
 /// The token that every prompt of this model begins with. DeepSeek's tokenizers add none by themselves, but its prompts have one, and
 /// the model has never seen a text without.
-fn leading(family: &Family, tokenizer: &Tokenizer) -> Result<Option<TokenId>, Error> {
+///
+/// # Errors
+/// Those of rendering and tokenising a short prompt.
+pub fn leading(family: &Family, tokenizer: &Tokenizer) -> Result<Option<TokenId>, Error> {
     let messages = vec![Message::new(Role::User, "Hi")];
     let prompt = family.render(&Request { messages, ..Request::default() })?;
     let first = tokenizer.encode_prompt(&prompt.text)?.first().copied();
@@ -232,6 +237,7 @@ fn load(job: &Job<'_>, model: &Model, n_ctx: usize, watch: &mut dyn Watch) -> Re
         n_outputs: n_batch,
         kv_type: model.kv_type,
         routing: model.routing.clone(),
+        profiles: model.profiles.clone(),
         ..job.settings.clone()
     };
     let mut told = 0;

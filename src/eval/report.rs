@@ -267,7 +267,7 @@ impl Needles {
 }
 
 /// As `sha256sum` prints it.
-pub(super) fn sha256(text: &str) -> String {
+pub fn sha256(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -67,6 +67,11 @@ impl Windows {
         self.windows.is_empty()
     }
 
+    /// The tokens of each and how many of its first are context.
+    pub fn iter(&self) -> impl Iterator<Item = (&[TokenId], usize)> {
+        self.windows.iter().map(|window| (&window.tokens[..], window.context))
+    }
+
     /// Tokens of the longest one.
     pub fn longest(&self) -> usize {
         self.windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0)
@@ -129,7 +134,7 @@ fn losses(
     for window in &windows.windows {
         losses.begin_window();
         steps.run(engine, window, chunk, watch, &mut |_, target, row| {
-            losses.add(loss(row, target)?);
+            losses.add(loss(row, target.token, target.position)?);
             keep(row)
         })?;
     }
@@ -172,7 +177,7 @@ pub(super) fn measure(
         difference.begin_window();
         kept.clear();
         steps.run(engine, window, job.split.first, watch, &mut |_, target, row| {
-            first.add(loss(row, target)?);
+            first.add(loss(row, target.token, target.position)?);
             if let Some(reference) = &mut reference {
                 reference.rows.read(&mut expected)?;
                 difference.add(&expected, row);
@@ -181,7 +186,7 @@ pub(super) fn measure(
             Ok(())
         })?;
         steps.run(engine, window, job.split.second, watch, &mut |index, target, row| {
-            second.add(loss(row, target)?);
+            second.add(loss(row, target.token, target.position)?);
             noise.add(&kept[index * n_vocab..][..n_vocab], row);
             Ok(())
         })?;
@@ -212,10 +217,13 @@ pub(super) fn measure(
     })
 }
 
-/// The negative log-likelihood of `target`.
-fn loss(row: &[f32], target: Target) -> Result<f64, Error> {
-    let loss = row.get(target.token.0 as usize).map(|&logit| log_sum_exp(row) - f64::from(logit));
-    loss.filter(|loss| loss.is_finite()).ok_or(Error::NotFinite { what: "logits", position: target.position })
+/// The negative log-likelihood of `token` by the logits at `position`.
+///
+/// # Errors
+/// [`Error::NotFinite`]
+pub fn loss(row: &[f32], token: TokenId, position: usize) -> Result<f64, Error> {
+    let loss = row.get(token.0 as usize).map(|&logit| log_sum_exp(row) - f64::from(logit));
+    loss.filter(|loss| loss.is_finite()).ok_or(Error::NotFinite { what: "logits", position })
 }
 
 /// The token that a row of logits is about.
@@ -346,6 +354,7 @@ mod tests {
                 exact: false,
                 kv_type: KvType::F16,
                 routing: Routing::Off,
+                profiles: None,
             },
             reference: None,
             text: None,

@@ -9,12 +9,15 @@ use fathom_gguf::{File, Layout, Metadata, TensorInfo, Writer};
 
 use super::checkpoint;
 use super::create::{Error, Event, Events, Parts, tell};
-use crate::store::{self, Config, Digest, Header, Kind, Layer, Name, Store};
+use crate::store::{self, Config, Digest, Header, Kind, Layer, Name, ROUTING_SUFFIX, Store, routing_beside};
+
+/// Largest file of routing profiles that is taken along.
+const MAX_PROFILES_BYTES: u64 = 64 << 20;
 
 /// The first bytes of a GGUF file.
 const MAGIC: &[u8] = b"GGUF";
 
-/// Layers from uploaded files: GGUF files of any kind, or a checkpoint, which is called `name`.
+/// Layers from uploaded files: GGUF files of any kind, or a checkpoint, which is called `name`; and a file of routing profiles.
 pub(super) fn from_files(
     store: &Store,
     files: &[(String, Digest)],
@@ -28,6 +31,7 @@ pub(super) fn from_files(
     }
     let mut gguf = Vec::new();
     let mut checkpoint = Vec::new();
+    let (profiles, files): (Vec<_>, Vec<_>) = files.iter().partition(|(name, _)| name.ends_with(ROUTING_SUFFIX));
     for (name, digest) in files {
         if is_gguf(name, &store.blob_path(digest)) { &mut gguf } else { &mut checkpoint }.push((name.clone(), *digest));
     }
@@ -35,18 +39,43 @@ pub(super) fn from_files(
         if !checkpoint.iter().any(|(name, _)| name.ends_with(".safetensors")) {
             return Err(Error::UnknownType(checkpoint.into_iter().next().map(|(name, _)| name).unwrap_or_default()));
         }
-        return checkpoint::from_upload(store, &checkpoint, name.model(), events);
+        let mut parts = checkpoint::from_upload(store, &checkpoint, name.model(), events)?;
+        parts.layers.extend(uploaded_profiles(store, &profiles));
+        return Ok(parts);
     }
     if let Some((name, _)) = checkpoint.first() {
         return Err(Error::UnknownType(name.clone()));
     }
-    let layers = gguf_layers(store, &gguf, Kind::Model, events)?;
+    let mut layers = gguf_layers(store, &gguf, Kind::Model, events)?;
     let models = layers.iter().filter(|l| l.kind() == Kind::Model).count();
     if models > 1 {
         let names: Vec<&str> = gguf.iter().map(|(name, _)| name.as_str()).collect();
         return Err(Error::SeveralModels { count: models, files: names.join(", ") });
     }
+    layers.extend(uploaded_profiles(store, &profiles));
     with_config(store, layers)
+}
+
+fn uploaded_profiles(store: &Store, files: &[&(String, Digest)]) -> Option<Layer> {
+    let (_, digest) = files.last()?;
+    Some(Layer::new(Kind::Routing, *digest, store.blob_size(digest)?))
+}
+
+/// The routing profiles that lie beside a GGUF file. Whether they were made for this model is seen when one is asked for.
+fn profiles_beside(store: &Store, weights: &Path, events: &mut Events<'_>) -> Result<Option<Layer>, Error> {
+    let path = routing_beside(weights);
+    let bytes = match fs::metadata(&path) {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        _ => return Ok(None),
+    };
+    if bytes > MAX_PROFILES_BYTES {
+        let text = format!("`{}` is left out: routing profiles of {bytes} bytes are not read", path.display());
+        tell(events, Event::Warning(text))?;
+        return Ok(None);
+    }
+    let content = fs::read(&path).map_err(io_error("read", &path))?;
+    let (digest, _) = store.put(&content)?;
+    Ok(Some(Layer::new(Kind::Routing, digest, content.len() as u64)))
 }
 
 /// One layer for each GGUF file, or one for all when they are shards. What a header says about its kind counts more than
@@ -112,6 +141,7 @@ pub(super) fn from_path(store: &Store, path: &Path, events: &mut Events<'_>) -> 
         linked(store, path, Kind::Model, events)?
     }];
     layers.extend(draft_layer);
+    layers.extend(profiles_beside(store, path, events)?);
     with_config(store, layers)
 }
 

@@ -94,12 +94,14 @@ impl LoadOptions {
 pub(super) struct Identity {
     kind: engine::Kind,
     script: Option<PathBuf>,
+    profiles: Option<PathBuf>,
     embedding: bool,
 }
 
 impl Identity {
     pub(super) fn of(spec: &ModelSpec) -> Self {
-        Identity { kind: spec.kind, script: spec.settings.script.clone(), embedding: spec.settings.embedding }
+        let engine::Settings { script, profiles, embedding, .. } = &spec.settings;
+        Identity { kind: spec.kind, script: script.clone(), profiles: profiles.clone(), embedding: *embedding }
     }
 }
 

@@ -9,6 +9,8 @@ pub const MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2
 /// Media type of a config blob.
 pub const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER_PREFIX: &str = "application/vnd.ollama.image.";
+/// Media type of routing profiles, which are ours: programs that do not know it keep the blob and leave it alone.
+const ROUTING_TYPE: &str = "application/vnd.fathom.image.routing";
 
 /// The parts of one model: a config blob and layers in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +53,8 @@ pub enum Kind {
     Adapter,
     /// A GGUF file with a draft model for speculative decoding.
     Draft,
+    /// A JSON file of routing profiles.
+    Routing,
     /// A Go template; `prompt` is its old name.
     Template,
     System,
@@ -71,6 +75,7 @@ impl Kind {
             Kind::Projector => "projector",
             Kind::Adapter => "adapter",
             Kind::Draft => "draft",
+            Kind::Routing => return ROUTING_TYPE.to_owned(),
             Kind::Template => "template",
             Kind::System => "system",
             Kind::Params => "params",
@@ -100,6 +105,7 @@ impl Layer {
             Some("params") => Kind::Params,
             Some("messages") => Kind::Messages,
             Some("license") => Kind::License,
+            None if self.media_type == ROUTING_TYPE => Kind::Routing,
             _ => Kind::Other,
         }
     }

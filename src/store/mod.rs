@@ -33,7 +33,7 @@ pub use blob::{BlobWriter, Conversion};
 pub use digest::{Digest, InvalidDigest};
 pub use header::{Header, parameter_size};
 pub use manifest::{CONFIG_TYPE, Kind, Layer, MANIFEST_TYPE, Manifest};
-pub use model::{Capability, Config, Details, Message, Model, Source};
+pub use model::{Capability, Config, Details, Message, Model, ROUTING_SUFFIX, Source, routing_beside};
 pub use name::{DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, Name, NameError};
 
 /// A folder of models. Cheap to share; all methods take `&self` and block on the disk.

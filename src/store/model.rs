@@ -31,6 +31,8 @@ pub struct Model {
     pub projectors: Vec<PathBuf>,
     /// Draft model for speculative decoding.
     pub draft: Option<PathBuf>,
+    /// File of routing profiles. `None` for a bare file, beside which engines look for one by its name.
+    pub routing: Option<PathBuf>,
     /// The TEMPLATE, in Go's template language.
     pub template: Option<String>,
     pub system: Option<String>,
@@ -234,6 +236,7 @@ impl Model {
         Ok(Model {
             adapters: paths(Kind::Adapter)?,
             draft: paths(Kind::Draft)?.pop(),
+            routing: paths(Kind::Routing)?.pop(),
             template: text(Kind::Template)?,
             system: text(Kind::System)?,
             source: Source::Installed(name.clone()),
@@ -286,6 +289,7 @@ impl Model {
             adapters: Vec::new(),
             projectors: Vec::new(),
             draft: None,
+            routing: None,
             template: None,
             system: None,
             parent: None,
@@ -327,6 +331,23 @@ impl Model {
     }
 }
 
+/// How the file name of routing profiles ends.
+pub const ROUTING_SUFFIX: &str = ".routing.json";
+
+/// Where the routing profiles of a GGUF file lie when they are not in the file itself: `DIR/NAME.gguf` or its first shard has
+/// `DIR/NAME.routing.json`.
+pub fn routing_beside(weights: &Path) -> PathBuf {
+    let name = weights.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+    // `-00001-of-00003`
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let shard = stem.rsplit_once("-of-").and_then(|(first, count)| {
+        let (stem, number) = first.rsplit_once('-')?;
+        (digits(count) && digits(number)).then_some(stem)
+    });
+    weights.with_file_name(format!("{}{ROUTING_SUFFIX}", shard.unwrap_or(stem)))
+}
+
 /// What a model can do, by metadata, its chat template and what the config lists.
 ///
 /// A Go TEMPLATE counts for nothing here: capabilities are promises, and this program does not run Go templates.
@@ -362,6 +383,7 @@ fn part(kind: Kind) -> &'static str {
         Kind::Projector => "projector",
         Kind::Adapter => "adapter",
         Kind::Draft => "draft model",
+        Kind::Routing => "routing profiles",
         Kind::Template => "template",
         Kind::System => "system prompt",
         Kind::Params => "parameters",

@@ -272,6 +272,36 @@ fn an_interrupted_conversion_goes_on_where_it_stopped() {
     assert_eq!(hidden(folder.path()), 0);
 }
 
+/// Routing profiles that lie beside a file, or are sent with it, belong to the model, and to those that are made from it.
+#[test]
+fn routing_profiles_come_along() {
+    use fathom::modelfile::{Base, Changes, Spec, create};
+    use std::ops::ControlFlow;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = fathom::store::Store::open(&folder.path().join("store")).expect("a store");
+    let file = folder.path().join("m.gguf");
+    std::fs::write(&file, tiny_gguf(&[])).expect("a file");
+    let made = |name: &str, base: Base| {
+        let name = fathom::store::Name::parse(name).expect("a name");
+        let (adapters, drafts, changes) = (Vec::new(), Vec::new(), Changes::default());
+        let spec = Spec { name: name.clone(), base, adapters, drafts, changes };
+        create(&store, &spec, &mut |_| ControlFlow::Continue(())).expect("a model");
+        let profiles = store.model(&name).expect("a model").routing;
+        profiles.map(|path| std::fs::read_to_string(path).expect("profiles"))
+    };
+    assert_eq!(made("without", Base::Path(file.clone())), None);
+    let profiles = r#"{"schema":1,"profiles":{}}"#;
+    std::fs::write(folder.path().join("m.routing.json"), profiles).expect("a file");
+    assert_eq!(made("beside", Base::Path(file.clone())).as_deref(), Some(profiles));
+    let beside = fathom::store::Name::parse("beside").expect("a name");
+    assert_eq!(made("child", Base::Model(beside)).as_deref(), Some(profiles));
+    let blob = |bytes: &[u8]| store.put(bytes).expect("a blob").0;
+    let sent =
+        vec![("m.gguf".to_owned(), blob(&tiny_gguf(&[]))), ("m.routing.json".to_owned(), blob(b"{\"schema\":1}"))];
+    assert_eq!(made("sent", Base::Files(sent)).as_deref(), Some("{\"schema\":1}"));
+}
+
 #[test]
 fn an_uploaded_checkpoint_is_converted_too() {
     let server = Server::start(answers(&[]));

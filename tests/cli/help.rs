@@ -7,8 +7,23 @@ fn every_verb_explains_itself() {
     let home = Home::new();
     insta::assert_snapshot!("fathom", home.run(&["--help"]).ok());
     for verb in [
-        "serve", "run", "create", "list", "show", "ps", "stop", "cp", "rm", "convert", "export", "verify", "render",
-        "logits", "bench", "eval",
+        "serve",
+        "run",
+        "create",
+        "list",
+        "show",
+        "ps",
+        "stop",
+        "cp",
+        "rm",
+        "convert",
+        "export",
+        "verify",
+        "render",
+        "logits",
+        "bench",
+        "eval",
+        "calibrate",
     ] {
         insta::assert_snapshot!(verb, home.run(&[verb, "--help"]).ok());
     }

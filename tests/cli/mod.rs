@@ -1,6 +1,7 @@
 //! The real program as users type it, with the scripted engine behind it.
 
 mod bench;
+mod calibrate;
 mod client;
 mod errors;
 mod eval;

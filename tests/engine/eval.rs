@@ -20,6 +20,7 @@ fn model(path: &std::path::Path, exact: bool) -> Model {
         exact,
         kv_type: KvType::F16,
         routing: Routing::Off,
+        profiles: None,
     }
 }
 

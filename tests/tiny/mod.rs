@@ -1,6 +1,8 @@
 //! `fathom-tiny`, the trained model inside release builds, as users meet it: through the HTTP interface, on every engine that computes.
 
 mod bundled;
+#[cfg(feature = "native")]
+mod calibrate;
 mod golden;
 mod interfaces;
 #[cfg(feature = "native")]

@@ -24,6 +24,7 @@ fn native_finds_what_llama_finds_at_every_remainder() {
         exact: true,
         kv_type: KvType::F32,
         routing: Routing::default(),
+        profiles: None,
     };
     let family = for_model(&Facts { architecture: "deepseek4", ..Facts::default() }).unwrap();
     let job = Job {

@@ -20,6 +20,8 @@ const JUMP_TOKENS: usize = 512;
 pub(super) struct Job {
     /// One file, or all shards.
     pub(super) weights: Vec<PathBuf>,
+    /// Routing profiles that do not lie beside it.
+    pub(super) profiles: Option<PathBuf>,
     pub(super) engine: String,
     /// As [`engine::Routing`] is written.
     pub(super) routing: String,
@@ -77,6 +79,7 @@ pub(super) fn run(job: &Job, config: &Config) -> anyhow::Result<Measured> {
         repack: job.repack,
         jump: job.fill == Fill::Jump,
         routing: job.routing.parse()?,
+        profiles: job.profiles.clone(),
         ..base
     };
     let kind = job.engine.parse()?;

@@ -35,7 +35,7 @@ use crate::ggml::ops::Rope;
 use crate::ggml::step::Run;
 use crate::ggml::{self, Executor, GraphId, LayerCache, Step};
 use crate::ids::{Pos, SeqId};
-use graph::{Model, Ports, Shape};
+use graph::{Model, Ports, Shape, Show};
 use hparams::{Hparams, LayerKind};
 use kv::{Cache, Layout, Snapshot};
 use routing::{Followed, Policies};
@@ -134,7 +134,7 @@ impl Native {
             return Err(Error::Aborted);
         }
         let model = model(&file, Some(Rc::clone(&file)), settings)?;
-        let policies = Policies::new(&file, &model.hparams, &settings.routing)?;
+        let policies = Policies::new(&file, &model.hparams, settings)?;
         let failed = |error: ggml::Error| Error::Load { path: file.path().to_owned(), reason: error.to_string() };
         let mut executor =
             Executor::new(settings.n_threads, MOST_GRAPHS, Arc::clone(&settings.abort)).map_err(failed)?;
@@ -212,7 +212,11 @@ impl Native {
             n_tokens: tokens.len(),
             n_outputs: self.rows.len(),
             logits: tokens.iter().any(|token| token.output == Some(Output::Logits)),
-            probe: matches!(inspect, Some(Inspect::Values(_))),
+            show: match inspect {
+                Some(Inspect::Values(_)) => Show::Values,
+                Some(Inspect::Experts(_)) => Show::Experts,
+                Some(Inspect::Times(_)) | None => Show::Nothing,
+            },
         };
         let id = self.executor.graph(shape, || self.model.build(shape)).map_err(step_error)?;
         let ports = self.executor.slots(id);
@@ -306,8 +310,10 @@ impl Native {
             };
             out.push_row(values.len()).copy_from_slice(values);
         }
-        if let Some(Inspect::Values(probe)) = inspect {
-            self.read_values(id, batch, probe);
+        match inspect {
+            Some(Inspect::Values(probe)) => self.read_values(id, batch, probe),
+            Some(Inspect::Experts(traces)) => self.read_experts(id, batch.tokens.len(), traces),
+            Some(Inspect::Times(_)) | None => {}
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use fathom_gguf::File;
 
-use super::graph::Shape;
+use super::graph::{Shape, Show};
 use super::weights::{self, Expand};
 use super::{MOST_GRAPHS, unsupported};
 use crate::engine::{Error, Kind, Memory, Plan, Settings, machine};
@@ -28,7 +28,7 @@ pub(super) fn largest(settings: &Settings) -> Shape {
         n_tokens: settings.n_batch,
         n_outputs: settings.n_outputs.min(settings.n_batch),
         logits: true,
-        probe: false,
+        show: Show::Nothing,
     }
 }
 

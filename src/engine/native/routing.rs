@@ -1,16 +1,14 @@
 //! The routing policies of a loaded model: found once, kept by what they contain.
 
 use std::cell::OnceCell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use fathom_gguf::File;
 
 use super::hparams::Hparams;
-use crate::engine::routing::{self, Counts, LayerCount, Profile, RoutingId, Shape};
-use crate::engine::{Error, Routing};
+use crate::engine::routing::{self, Beside, Counts, LayerCount, Profile, RoutingId, Shape, Stamp};
+use crate::engine::{Error, Routing, Settings};
 use crate::ggml::LayerRouting;
 
 /// Policies that are kept: more than a server's users want, few enough that a client who asks for ever new numbers costs nothing.
@@ -31,15 +29,9 @@ struct Known {
     policy: Arc<Followed>,
 }
 
-#[derive(Clone, PartialEq)]
-struct Stamp {
-    path: PathBuf,
-    bytes: u64,
-    modified: Option<SystemTime>,
-}
-
 pub(super) struct Policies {
     file: Rc<File>,
+    beside: Beside,
     shape: Shape,
     /// Of the router; hashing it takes a while, so only when a profile asks.
     fingerprint: OnceCell<String>,
@@ -61,7 +53,7 @@ struct Costs {
 impl Policies {
     /// # Errors
     /// The policy that all sequences shall follow does not fit the model.
-    pub(super) fn new(file: &Rc<File>, hparams: &Hparams, default: &Routing) -> Result<Policies, Error> {
+    pub(super) fn new(file: &Rc<File>, hparams: &Hparams, settings: &Settings) -> Result<Policies, Error> {
         let n_layer = hparams.layers.len();
         let shape = Shape { n_layer, n_expert: hparams.n_expert, n_used: hparams.n_used };
         let expert_bytes = |layer: usize| {
@@ -73,8 +65,10 @@ impl Policies {
             flops: 2 * 3 * hparams.n_embd as u64 * hparams.n_ff as u64,
         };
         let (fingerprint, known) = (OnceCell::new(), Vec::new());
-        let mut policies = Policies { file: Rc::clone(file), shape, fingerprint, known, default: None, costs };
-        policies.default = policies.find(default)?;
+        let beside = Beside::new(settings.profiles.clone().unwrap_or_else(|| routing::sidecar(file.path())));
+        let file = Rc::clone(file);
+        let mut policies = Policies { file, beside, shape, fingerprint, known, default: None, costs };
+        policies.default = policies.find(&settings.routing)?;
         Ok(policies)
     }
 
@@ -97,7 +91,7 @@ impl Policies {
                 return Ok(Some(Arc::clone(&self.known[0].policy)));
             }
         }
-        let found = routing::resolve(routing, &self.file, self.shape, &self.fingerprint)?;
+        let found = routing::resolve(routing, &self.file, &self.beside, self.shape, &self.fingerprint)?;
         let Some(profile) = found else { return Ok(None) };
         let policy = Arc::new(Followed { id: profile.id(), layers: layers(&profile, self.shape) });
         self.known.insert(0, Known { routing: routing.clone(), stamp, policy: Arc::clone(&policy) });
@@ -118,15 +112,20 @@ impl Policies {
             .ok_or_else(|| Error::Batch("a routing policy was set that was not asked for".to_owned()))
     }
 
+    /// What a layer adds to its experts' scores when it chooses; of one that chooses by token nothing.
+    pub(super) fn selection_bias(&self, layer: usize) -> Vec<f32> {
+        let tensor = self.file.opt_tensor(&format!("blk.{layer}.exp_probs_b.bias"));
+        let bytes = tensor.map_or(&[][..], |tensor| self.file.data(tensor));
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
     /// Of the file that profiles are read from.
     fn stamp(&self, routing: &Routing) -> Option<Stamp> {
-        let path = match routing {
-            Routing::Named { file: Some(file), .. } => file.clone(),
-            Routing::Named { .. } | Routing::Margin => routing::sidecar(self.file.path()),
-            _ => return None,
-        };
-        let metadata = std::fs::metadata(&path).ok()?;
-        Some(Stamp { path, bytes: metadata.len(), modified: metadata.modified().ok() })
+        match routing {
+            Routing::Named { file: Some(file), .. } => Stamp::of(file),
+            Routing::Named { .. } | Routing::Margin => self.beside.stamp(),
+            _ => None,
+        }
     }
 
     /// Nothing counted yet.

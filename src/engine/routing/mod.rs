@@ -9,17 +9,22 @@
 //! `csrc/ops/moe_route/args.h`.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+mod beside;
 mod counts;
 mod fingerprint;
 mod profile;
 
 pub use crate::kernels::Policy;
+/// How the file name of profiles ends; nothing else is opened as one, whoever names it. Where a model's profiles lie.
+pub use crate::store::{ROUTING_SUFFIX as SUFFIX, routing_beside as sidecar};
+pub use beside::{Beside, Stamp};
 pub use counts::{Counts, LayerCount};
 pub use fingerprint::fingerprint;
 pub use profile::{Calibration, LayerRule, Profile, Profiles, Shape};
@@ -29,9 +34,6 @@ pub const DEFAULT_K_MIN: u32 = 2;
 
 /// The profile that is meant when only the rule is named.
 pub const DEFAULT_PROFILE: &str = "balanced";
-
-/// How the file name of profiles ends. Nothing else is opened as one, whoever names it.
-pub const SUFFIX: &str = ".routing.json";
 
 /// Longest name of a profile.
 const MAX_NAME_BYTES: usize = 64;
@@ -225,28 +227,15 @@ pub(super) fn only_off(engine: &'static str, routing: &Routing) -> Result<(), su
     Err(super::Error::Unsupported { engine, what })
 }
 
-/// Where the profiles of a model lie when they are not in the model itself: `DIR/NAME.gguf` or its first shard has
-/// `DIR/NAME.routing.json`.
-pub fn sidecar(model: &Path) -> PathBuf {
-    let name = model.file_name().unwrap_or_default().to_string_lossy();
-    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
-    // `-00001-of-00003`
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    let shard = stem.rsplit_once("-of-").and_then(|(first, count)| {
-        let (stem, number) = first.rsplit_once('-')?;
-        (digits(count) && digits(number)).then_some(stem)
-    });
-    model.with_file_name(format!("{}{SUFFIX}", shard.unwrap_or(stem)))
-}
-
-/// What `routing` means for the model in `file`; `None` = off. `shape` is the model's, `own` its [`fingerprint()`], which is made when a profile
-/// asks for it first.
+/// What `routing` means for the model in `file`; `None` = off. `beside` are the profiles that come with it, `shape` is the model's, `own` its
+/// [`fingerprint()`], which is made when a profile asks for it first.
 ///
 /// # Errors
 /// [`Error`]: a number that the model does not have, a profile that is not there, damaged or made for another model.
 pub fn resolve(
     routing: &Routing,
     file: &fathom_gguf::File,
+    beside: &Beside,
     shape: Shape,
     own: &OnceCell<String>,
 ) -> Result<Option<Arc<Profile>>, Error> {
@@ -262,8 +251,7 @@ pub fn resolve(
             Ok(Some(Arc::clone(profile)))
         }
         Routing::Margin | Routing::Named { .. } => {
-            let profiles = found(routing, file)?;
-            let (name, profile) = pick(routing, profiles)?;
+            let (name, profile) = find(routing, file, beside)?;
             profile.check(&name, shape)?;
             let expected = match own.get() {
                 Some(expected) => expected,
@@ -280,39 +268,41 @@ pub fn resolve(
     }
 }
 
-/// The profiles among which `routing` chooses: those of the file that it names, or those that come with the model. The model's own
-/// goes before one of the same name beside it.
-fn found(routing: &Routing, file: &fathom_gguf::File) -> Result<Profiles, Error> {
+/// The profile that is meant, of the file that `routing` names or of those that come with the model. The model's own goes before one of the
+/// same name beside it.
+fn find(routing: &Routing, file: &fathom_gguf::File, beside: &Beside) -> Result<(String, Profile), Error> {
     if let Some(path) = routing.file() {
-        return Profiles::load(path);
+        return pick(routing, Profiles::load(path)?.profiles.iter().collect());
     }
-    let sidecar = sidecar(file.path());
-    let beside = if sidecar.is_file() { Some(Profiles::load(&sidecar)?) } else { None };
+    let there = beside.profiles()?;
     let own = Profile::from_metadata(file.metadata())?;
-    if beside.is_none() && own.is_none() {
-        return Err(Error::NoProfiles { asked: routing.to_string(), sidecar });
+    if there.is_none() && own.is_none() {
+        return Err(Error::NoProfiles { asked: routing.to_string(), sidecar: beside.path().to_owned() });
     }
-    let mut all = beside.unwrap_or_default();
-    all.profiles.extend(own);
-    Ok(all)
+    let mut all: BTreeMap<&String, &Profile> = there.iter().flat_map(|there| &there.profiles).collect();
+    all.extend(own.iter().map(|(name, profile)| (name, profile)));
+    pick(routing, all)
 }
 
-fn pick(routing: &Routing, mut all: Profiles) -> Result<(String, Profile), Error> {
+fn pick(routing: &Routing, mut all: BTreeMap<&String, &Profile>) -> Result<(String, Profile), Error> {
     let wanted = match routing {
         Routing::Named { name: Some(name), .. } => format!("`{name}`"),
         Routing::Margin => {
-            all.profiles.retain(|_, profile| profile.policy == Policy::Margin);
+            all.retain(|_, profile| profile.policy == Policy::Margin);
             "for the rule `margin`".to_owned()
         }
         _ => format!("called `{DEFAULT_PROFILE}`"),
     };
-    let known: Vec<String> = all.profiles.keys().cloned().collect();
-    let name = match routing {
-        Routing::Named { name: Some(name), .. } => name.clone(),
-        _ if known.len() == 1 => known[0].clone(),
-        _ => DEFAULT_PROFILE.to_owned(),
+    let default = DEFAULT_PROFILE.to_owned();
+    let name = match (routing, all.first_key_value()) {
+        (Routing::Named { name: Some(name), .. }, _) => name,
+        (_, Some((&only, _))) if all.len() == 1 => only,
+        _ => &default,
     };
-    all.profiles.remove_entry(&name).ok_or(Error::NoProfile { wanted, known })
+    match all.get(name) {
+        Some(&profile) => Ok((name.clone(), profile.clone())),
+        None => Err(Error::NoProfile { wanted, known: all.into_keys().cloned().collect() }),
+    }
 }
 
 #[cfg(test)]

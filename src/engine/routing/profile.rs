@@ -296,6 +296,11 @@ impl Profiles {
         if !path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
             return Err(Error::FileName(path.to_owned()));
         }
+        Profiles::read(path)
+    }
+
+    /// As [`Profiles::load`], whatever the file is called.
+    pub(super) fn read(path: &Path) -> Result<Profiles, Error> {
         let io = |source| Error::Io { what: "read", path: path.to_owned(), source };
         let bad = |reason: String| Error::File { path: path.to_owned(), reason };
         let metadata = std::fs::metadata(path).map_err(io)?;

@@ -57,6 +57,10 @@ fn named(name: &str) -> Routing {
     Routing::Named { file: None, name: Some(name.to_owned()) }
 }
 
+fn beside(file: &File) -> Beside {
+    Beside::new(sidecar(file.path()))
+}
+
 #[test]
 fn every_form_is_read_and_written() {
     for (text, routing) in [
@@ -228,7 +232,7 @@ fn fingerprints_are_about_values_not_types() {
 fn simple_rules_fit_every_model_but_for_their_number() {
     let dir = tempfile::tempdir().unwrap();
     let file = model(dir.path(), DType::F32, 1.0, |_| {});
-    let resolve = |text: &str| resolve(&text.parse().unwrap(), &file, SHAPE, &OnceCell::new());
+    let resolve = |text: &str| resolve(&text.parse().unwrap(), &file, &beside(&file), SHAPE, &OnceCell::new());
     assert_eq!(resolve("off").unwrap(), None);
     let profile = resolve("topk:4").unwrap().unwrap();
     assert_eq!((profile.policy, profile.layers.len(), profile.layers[1].k_max), (Policy::TopK, 2, 4));
@@ -239,7 +243,11 @@ fn simple_rules_fit_every_model_but_for_their_number() {
     assert_eq!((profile.layers[0].k_min, profile.layers[0].k_max, profile.layers[0].theta), (2, 4, 0.5));
     let one = Shape { n_used: 1, ..SHAPE };
     assert!(
-        super::resolve(&Routing::Mass(0.5), &file, one, &OnceCell::new()).unwrap().unwrap().check("x", one).is_ok()
+        super::resolve(&Routing::Mass(0.5), &file, &beside(&file), one, &OnceCell::new())
+            .unwrap()
+            .unwrap()
+            .check("x", one)
+            .is_ok()
     );
 }
 
@@ -248,7 +256,7 @@ fn profiles_are_found_by_name_and_refused_for_another_model() {
     let dir = tempfile::tempdir().unwrap();
     let file = model(dir.path(), DType::F32, 1.0, |_| {});
     let own = fingerprint(&file).unwrap();
-    let resolve = |routing: &Routing, file: &File| resolve(routing, file, SHAPE, &OnceCell::new());
+    let resolve = |routing: &Routing, file: &File| resolve(routing, file, &beside(file), SHAPE, &OnceCell::new());
     let error = resolve(&Routing::Margin, &file).unwrap_err().to_string();
     assert!(error.contains("`margin` needs a routing profile") && error.contains("m.routing.json"), "{error}");
 
@@ -275,6 +283,29 @@ fn profiles_are_found_by_name_and_refused_for_another_model() {
         matches!(&error, Error::Fingerprint { found, expected, .. } if found == "ab" && *expected == own),
         "{error}"
     );
+}
+
+#[test]
+fn a_file_of_profiles_is_read_again_only_when_it_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    // Any name: that of a blob of the store has no ending.
+    let path = dir.path().join("sha256-ab");
+    let beside = Beside::new(path.clone());
+    assert!(beside.profiles().unwrap().is_none());
+    let write = |all: &Profiles| {
+        let file = dir.path().join("new.routing.json");
+        all.save(&file).unwrap();
+        std::fs::rename(file, &path).unwrap();
+    };
+    write(&profiles(&[("safe", full(Policy::Margin, "ab"))]));
+    let first = beside.profiles().unwrap().unwrap();
+    assert!(Arc::ptr_eq(&first, &beside.profiles().unwrap().unwrap()));
+    write(&profiles(&[("safe", full(Policy::Margin, "ab")), ("fast", full(Policy::Margin, "ab"))]));
+    assert_eq!(beside.profiles().unwrap().unwrap().profiles.len(), 2);
+    std::fs::write(&path, "{").unwrap();
+    assert!(matches!(beside.profiles(), Err(Error::File { .. })));
+    std::fs::remove_file(&path).unwrap();
+    assert!(beside.profiles().unwrap().is_none());
 }
 
 #[test]

@@ -51,9 +51,16 @@ pub struct Routed<'b> {
     tensor: Tensor<'b>,
     n_used: usize,
     n_tokens: usize,
+    /// Tokens of the step that these are, when every slot counts as a token.
+    n_step: usize,
 }
 
 impl<'b> Routed<'b> {
+    /// Every chosen expert as a token of its own, in the order token, slot: `n_used * n_tokens` tokens with one expert each.
+    pub fn one_by_one(self) -> Routed<'b> {
+        Routed { n_used: 1, n_tokens: self.n_used * self.n_tokens, ..self }
+    }
+
     /// The whole, as an output: ids, weights, numbers.
     pub fn output(self, builder: &Builder<'b>) -> Slot {
         builder.output(self.tensor)
@@ -140,6 +147,7 @@ struct ExpertsNode {
     scratch: Source,
     y: Source,
     n_tokens: usize,
+    n_step: usize,
     n_used: usize,
     /// What `args` points to.
     _tables: [Vec<*const c_void>; 3],
@@ -156,7 +164,7 @@ impl Op for ExpertsNode {
     }
 
     fn bind(&mut self, bound: &Bound) -> Result<(), Error> {
-        at_most("expert_ffn", bound, self.n_tokens)
+        at_most("expert_ffn", bound, self.n_step)
     }
 }
 
@@ -213,7 +221,7 @@ impl<'b> Builder<'b> {
             n_tokens,
             n_used: of.n_used,
         }));
-        Ok(Routed { tensor, n_used: of.n_used, n_tokens })
+        Ok(Routed { tensor, n_used: of.n_used, n_tokens, n_step: n_tokens })
     }
 
     /// f32 `[n_embd, n_tokens]`: the weighted sum of the chosen experts.
@@ -276,6 +284,7 @@ impl<'b> Builder<'b> {
             scratch: Source::of(scratch),
             y: Source::of(y),
             n_tokens,
+            n_step: of.routed.n_step,
             n_used: of.routed.n_used,
             _tables: [gate.1, up.1, down.1],
         }));

@@ -1,5 +1,6 @@
 //! The native engine on tiny models, against golden numbers and against itself.
 
+mod calibrate;
 mod golden;
 mod hostile;
 mod invariance;

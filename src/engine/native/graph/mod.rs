@@ -40,8 +40,17 @@ pub struct Shape {
     pub n_outputs: usize,
     /// Whether logits are, too.
     pub logits: bool,
-    /// Keep the values inside each layer, for every token.
-    pub probe: bool,
+    pub show: Show,
+}
+
+/// Values inside each layer that are kept, for every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    Nothing,
+    /// What [`crate::engine::Probe`] has.
+    Values,
+    /// What [`crate::engine::ExpertTrace`] has.
+    Experts,
 }
 
 /// Tensors of a graph that are written or read.
@@ -73,6 +82,10 @@ pub enum Inner {
     Streams,
     /// i32: ids `[n_used, n_tokens]`, weights (f32), numbers `[n_tokens]`.
     Experts,
+    /// f32 `[n_expert, n_tokens]`
+    RouterLogits,
+    /// f32 `[n_used, n_used, n_tokens]`: products of the experts' weighted outputs with each other.
+    ExpertGram,
     /// i32: rows `[top_k, n_tokens]`, numbers `[n_tokens]`.
     IndexSelected,
 }
@@ -95,6 +108,7 @@ impl Model {
     fn nodes<'b>(&self, b: &Builder<'b>, shape: Shape) -> Result<Ports, Error> {
         let h = &self.hparams;
         let Shape { n_tokens, n_outputs, .. } = shape;
+        let values = shape.show == Show::Values;
         let tokens = b.input(DType::I32, &[n_tokens], "tokens")?;
         let output_rows = if n_outputs > 0 { Some(b.input(DType::I32, &[n_outputs], "output_rows")?) } else { None };
         let mut ports = Ports {
@@ -116,31 +130,39 @@ impl Model {
 
             let opened = hyper::open(b, h, streams, slots.hc_attn, slots.attn_norm)?;
             let attended = attention::attention(b, &at, opened.x)?;
-            if shape.probe {
+            if values {
                 if let Some(top) = attended.top {
                     probe(index, Inner::IndexSelected, b.output(top));
                 }
                 probe(index, Inner::AttnOut, b.output(attended.out));
             }
-            if is_last && n_outputs == 0 && !shape.probe {
+            if is_last && n_outputs == 0 && shape.show == Show::Nothing {
                 break; // the caches are complete
             }
             streams = b.hyper_close(&opened, attended.out)?;
             // After the last attention nobody looks at other tokens: go on with those that were asked for.
-            let narrowed = is_last && !layer.hashed && !shape.probe && n_outputs < n_tokens;
+            let narrowed = is_last && !layer.hashed && shape.show == Show::Nothing && n_outputs < n_tokens;
             if let (true, Some(rows)) = (narrowed, output_rows) {
                 streams = select(b, streams, rows)?;
             }
 
             let opened = hyper::open(b, h, streams, slots.hc_ffn, slots.ffn_norm)?;
             let fed = moe::moe(b, &at, layer, opened.x, tokens)?;
-            if shape.probe {
+            if values {
                 probe(index, Inner::Experts, fed.routed.output(b));
                 probe(index, Inner::FfnOut, b.output(fed.out));
             }
+            if shape.show == Show::Experts && !layer.hashed {
+                probe(index, Inner::Experts, fed.routed.output(b));
+                probe(index, Inner::RouterLogits, b.output(fed.logits));
+                probe(index, Inner::ExpertGram, b.output(moe::gram(b, &at, layer, opened.x, fed.routed)?));
+            }
             streams = b.hyper_close(&opened, fed.out)?;
-            if shape.probe {
+            if values {
                 probe(index, Inner::Streams, b.output(streams));
+            } else if shape.show == Show::Experts {
+                // Nobody may ask for what follows; a node that was made must be computed all the same.
+                b.expand(streams);
             }
             if let (true, false, Some(rows)) = (is_last, narrowed, output_rows) {
                 streams = select(b, streams, rows)?;
