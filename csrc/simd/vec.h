@@ -77,7 +77,6 @@ static inline vi vi_bits(vf a) { return _mm512_castps_si512(a); }
 static inline vf vf_from_bits(vi a) { return _mm512_castsi512_ps(a); }
 // Four products of bytes are added to each lane: a holds signed bytes plus VI_DOT4_OFFSET, b signed bytes.
 #define VI_DOT4_OFFSET 128
-#define VI_DOT4_IS_FAST 1  // more multiply-adds in the same time than vf_fma
 // Not the intrinsic: GCC 12 copies each accumulator of a tile before and after it, which halves the speed.
 static inline vi vi_dot4(vi acc, vi a, vi b) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
@@ -87,6 +86,7 @@ static inline vi vi_dot4(vi acc, vi a, vi b) {
 static inline void vf_store_bytes(uint8_t * p, vf x) {
     _mm_storeu_si128((__m128i *) p, _mm_xor_si128(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)), _mm_set1_epi8((char) 0x80)));
 }
+#define VI_SHORT_IS_FAST 1
 
 #elif defined(FATHOM_FOR_AVX2)
 
@@ -152,7 +152,6 @@ static inline vi vi_bits(vf a) { return _mm256_castps_si256(a); }
 static inline vf vf_from_bits(vi a) { return _mm256_castsi256_ps(a); }
 // Neither may be -128; sums of two products must fit 16 bits: one of the two at most 127, the other at most 128.
 #define VI_DOT4_OFFSET 0
-#define VI_DOT4_IS_FAST 0
 static inline vi vi_dot4(vi acc, vi a, vi b) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -161,6 +160,37 @@ static inline void vf_store_bytes(uint8_t * p, vf x) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x), _mm256_setzero_si256());
     const __m128i halves = _mm_unpacklo_epi64(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storel_epi64((__m128i *) p, _mm_packs_epi16(halves, halves));
+}
+// Sums of 16 bits: the first two and the last two of the four products have one each.
+#define VI_SHORT_IS_FAST 1
+#define VI_SHORT_HAS_LIMIT
+#define VI_SHORT_OFFSET 64
+#define VI_SHORT_LARGEST 63
+// Not the intrinsic: GCC 12 moves accumulators of a tile around the addition, some of them through memory.
+static inline vi vi_short4(vi acc, vi a, vi b) {
+    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(_mm256_maddubs_epi16(a, b)));
+    return acc;
+}
+static inline vi vi_short_sum(vi acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+static inline int32_t vi_short_bias(int32_t first, int32_t last) {
+    return (int32_t) ((uint32_t) (-VI_SHORT_OFFSET * last) << 16 | ((uint32_t) (-VI_SHORT_OFFSET * first) & 0xffff));
+}
+static inline float vf_short_squares(vf squares) {
+    const __m128 quads = _mm_add_ps(_mm256_castps256_ps128(squares), _mm256_extractf128_ps(squares, 1));
+    const __m128 pairs = _mm_add_ps(quads, _mm_movehdup_ps(quads));
+    return _mm_cvtss_f32(_mm_max_ss(pairs, _mm_movehl_ps(pairs, pairs)));
+}
+static inline void vf_store_short(uint8_t * p, const vf * x) {
+    const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *) p, _mm256_add_epi8(bytes, _mm256_set1_epi8(VI_SHORT_OFFSET)));
+}
+// Two products of 16-bit numbers are added to each lane.
+#define VI_DOT2_IS_FAST 1
+static inline vi vi_dot2(vi acc, vi a, vi b) {
+    __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(_mm256_madd_epi16(a, b)));
+    return acc;
 }
 
 #else  // four lanes, by the compiler's vector types; NEON where they would be slow
@@ -269,7 +299,7 @@ static inline vi vi_of_vf(vf a) {
 static inline vi vi_bits(vf a) { return (vi) a; }
 static inline vf vf_from_bits(vi a) { return (vf) a; }
 #define VI_DOT4_OFFSET 0
-#define VI_DOT4_IS_FAST 0
+#define VI_SHORT_IS_FAST 0
 static inline void vf_store_bytes(uint8_t * p, vf x) {
     for (int i = 0; i < 4; i++) {
         p[i] = (uint8_t) (int8_t) x[i];
@@ -296,6 +326,53 @@ static inline vi vi_dot4(vi acc, vi a, vi b) {
 #endif
 
 #endif
+
+// Dot products of numbers rounded to few bits, where they take less time than vf_fma (VI_SHORT_IS_FAST). vi_short4 adds four products
+// of bytes to each lane: a holds whole numbers up to VI_SHORT_LARGEST plus VI_SHORT_OFFSET, b signed bytes up to 127; it begins at vi_short_bias
+// of the sums of b's first and last two bytes of each four, which takes the offset out. vi_short_sum gives the sums.
+// Where sums have 16 bits (VI_SHORT_HAS_LIMIT) the sums of squares that vf_short_squares finds in each of the two vectors may have a product
+// of VI_SHORT_LENGTH^4 at most.
+#define VI_SHORT_LENGTH 181.0f
+#ifndef VI_SHORT_HAS_LIMIT
+#define VI_SHORT_OFFSET VI_DOT4_OFFSET
+#define VI_SHORT_LARGEST 127
+static inline vi vi_short4(vi acc, vi a, vi b) { return vi_dot4(acc, a, b); }
+static inline vi vi_short_sum(vi acc) { return acc; }
+static inline int32_t vi_short_bias(int32_t first, int32_t last) { return -VI_SHORT_OFFSET * (first + last); }
+// Of the squares of a vector's numbers, channel c in lane c % VF_LANES, those that one sum meets; 0: there is no limit.
+static inline float vf_short_squares(vf squares) {
+    (void) squares;
+    return 0.0f;
+}
+// 32 whole numbers as a of vi_short4.
+static inline void vf_store_short(uint8_t * p, const vf * x) {
+    for (int i = 0; i < 32 / VF_LANES; i++) {
+        vf_store_bytes(p + i * VF_LANES, x[i]);
+    }
+}
+#endif
+
+#ifndef VI_DOT2_IS_FAST
+#define VI_DOT2_IS_FAST 0
+static inline vi vi_dot2(vi acc, vi a, vi b) {
+    int16_t x[2 * VF_LANES], y[2 * VF_LANES];
+    int32_t sums[VF_LANES];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < VF_LANES; i++) {
+        sums[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    }
+    return vi_add(acc, vi_load(sums));
+}
+#endif
+// Whole numbers |x| <= 32767.
+static inline void vf_store_words(int16_t * p, vf x) {
+    int32_t wide[VF_LANES];
+    vi_store(wide, vi_of_vf(x));
+    for (int i = 0; i < VF_LANES; i++) {
+        p[i] = (int16_t) wide[i];
+    }
+}
 
 // 16 bytes of 4-bit codes to 32 bytes: table[code], the low nibble of a byte first.
 static inline void vec_expand_codes(const uint8_t * codes, const uint8_t * table, uint8_t * out) {

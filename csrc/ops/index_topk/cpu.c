@@ -3,8 +3,9 @@
 // whose winners `merge` joins.
 //
 // Keys in FP4 are scored in bytes: all products and sums of a dot product are exact there. Keys in f16 and f32 are scored in bytes first
-// where that is faster (VI_DOT4_IS_FAST), with a bound of the error (bound.h); the f32 score is computed for the rows that the
-// bound cannot exclude, so the result is the same. A score is the same bits on each of these ways.
+// where that is faster (VI_SHORT_IS_FAST), with a bound of the error (bound.h); rows that the bound cannot exclude are scored once more in
+// 16 bits (VI_DOT2_IS_FAST), with a closer one, and in f32 if that cannot exclude them either, so the result is the same. A score is the
+// same bits on each of these ways.
 #include "../../simd/rows.h"
 #include "args.h"
 #include "bound.h"
@@ -22,6 +23,8 @@ typedef struct token {
     query       q;
     keep        kept;
     error_bound bound;
+    const float * heads;      // f32 [n_head][d]
+    int32_t     n_head;
     int32_t     t;
     int64_t     n_rows;       // visible
     int         in_bytes;     // scored in bytes
@@ -37,6 +40,8 @@ typedef struct arena {
     float *  gathered; // [BLOCK][d]
     uint8_t * bytes;   // [BLOCK][d]
     key_units units;
+    int16_t * words;   // [BLOCK][d], of gathered keys
+    whole_heads query_words;
     uint64_t * joined; // [nth * top_k], for merge
 } arena;
 
@@ -44,8 +49,9 @@ static int32_t lanes_of(const fathom_index_topk_args * args) {
     return (args->n_head + VF_LANES - 1) / VF_LANES * VF_LANES;
 }
 
+// With a bound, what it leaves open is many times top_k; the later it is settled, the more the best of them exclude.
 static int32_t capacity_of(const fathom_index_topk_args * args) {
-    return 4 * args->top_k + 2 * BLOCK;
+    return (VI_SHORT_IS_FAST ? 16 : 4) * args->top_k + 2 * BLOCK;
 }
 
 // What is left of a piece of memory; base NULL: only the size counts.
@@ -72,9 +78,9 @@ static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * b
         t->q.n_lanes = (int32_t) n_lanes;
         t->q.channels = take(&at, d * n_lanes * sizeof(float));
         t->q.weights = take(&at, n_lanes * sizeof(float));
-        t->q.bytes = take(&at, d * n_lanes);
-        t->q.bytes_bias = take(&at, n_lanes * sizeof(int32_t));
-        t->q.bytes_weights = take(&at, n_lanes * sizeof(float));
+        t->q.bytes.fours = take(&at, d * n_lanes);
+        t->q.bytes.bias = take(&at, n_lanes * sizeof(int32_t));
+        t->q.bytes.weights = take(&at, n_lanes * sizeof(float));
         t->q.linear = take(&at, d * sizeof(float));
         t->kept.keys = take(&at, capacity * sizeof(uint64_t));
         t->kept.upper = take(&at, capacity * sizeof(float));
@@ -84,6 +90,10 @@ static size_t lay_out(const fathom_index_topk_args * args, int32_t nth, char * b
     a->keys = take(&at, BLOCK * d * sizeof(float));
     a->gathered = take(&at, BLOCK * d * sizeof(float));
     a->bytes = take(&at, BLOCK * d);
+    a->words = take(&at, BLOCK * d * sizeof(int16_t));
+    a->query_words.fours = take(&at, d * n_lanes * sizeof(int16_t));
+    a->query_words.bias = take(&at, n_lanes * sizeof(int32_t));
+    a->query_words.weights = take(&at, n_lanes * sizeof(float));
     const size_t n_joined = (size_t) nth * (size_t) args->top_k;
     a->joined = take(&at, n_joined * sizeof(uint64_t));
     uint64_t * work = take(&at, (capacity > n_joined ? capacity : n_joined) * sizeof(uint64_t));
@@ -158,9 +168,9 @@ static void set_query(const fathom_index_topk_args * args, int32_t row_type, int
     const float * q = args->q + (int64_t) tok->t * args->n_head * args->n_embd;
     const int32_t n_lanes = tok->q.n_lanes;
     memset(tok->q.weights, 0, (size_t) n_lanes * sizeof(float));
-    memset(tok->q.bytes, 0, (size_t) n_lanes * (size_t) args->n_embd);
-    memset(tok->q.bytes_bias, 0, (size_t) n_lanes * sizeof(int32_t));
-    memset(tok->q.bytes_weights, 0, (size_t) n_lanes * sizeof(float));
+    memset(tok->q.bytes.fours, 0, (size_t) n_lanes * (size_t) args->n_embd);
+    memset(tok->q.bytes.bias, 0, (size_t) n_lanes * sizeof(int32_t));
+    memset(tok->q.bytes.weights, 0, (size_t) n_lanes * sizeof(float));
     for (int32_t h = 0; h < args->n_head; h++) {
         tok->q.weights[h] = args->weights[(int64_t) tok->t * args->n_head + h] * args->scale;
     }
@@ -170,74 +180,100 @@ static void set_query(const fathom_index_topk_args * args, int32_t row_type, int
     tok->n_confirmed = 0;
     tok->kept.n = 0;
     tok->kept.is_open = 1;
+    tok->heads = q;
+    tok->n_head = args->n_head;
     set_channels(&tok->q, q, args->n_head);
     if (row_type == FATHOM_ROW_FP4) {
         tok->in_bytes = query_to_fp4(&tok->q, args->n_head);
         return;
     }
     // The bound has a price of its own, and excludes nothing as long as most rows win.
-    if (VI_DOT4_IS_FAST && n_rows >= 4 * (int64_t) args->top_k && args->n_embd % 16 == 0) {
+    if (VI_SHORT_IS_FAST && n_rows >= 4 * (int64_t) args->top_k && args->n_embd % 32 == 0) {
         tok->bound = query_to_bytes(&tok->q, q, args->n_head, &a->gram);
         tok->in_bytes = 1;
         tok->is_bounded = 1;
     }
 }
 
-// Scores in f32 of the entries that pass `least` (all: 0) and are not known yet; returns the smallest score among those that pass.
-static float confirm(token * tok, const fathom_rows * keys, uint64_t least, float * gathered) {
-    keep * kept = &tok->kept;
-    int32_t entries[BLOCK];
-    float scores[BLOCK_LANES];
-    float smallest = INFINITY;
+// Entries from *at on that pass `least` and whose scores are not known yet, BLOCK at most; their keys are fetched.
+static int32_t next_unknown(const keep * kept, const fathom_rows * keys, uint64_t least, int32_t * at, int32_t * entries) {
     int32_t n = 0;
-    for (int32_t i = 0; i <= kept->n; i++) {
-        if (n == BLOCK || (i == kept->n && n > 0)) {
-            scores_f32(&tok->q, gathered, n, scores);
-            for (int32_t j = 0; j < n; j++) {
-                kept->keys[entries[j]] = key_of(scores[j], row_of_key(kept->keys[entries[j]]));
-                kept->upper[entries[j]] = score_of_key(kept->keys[entries[j]]);
-                smallest = fminf(smallest, kept->upper[entries[j]]);
+    for (; *at < kept->n && n < BLOCK; ++*at) {
+        if (kept->keys[*at] >= least && kept->upper[*at] != score_of_key(kept->keys[*at])) {
+            const char * row = (const char *) fathom_row_at(keys, row_of_key(kept->keys[*at]));
+            for (int64_t i = 0; i < keys->row_bytes; i += 64) {
+                __builtin_prefetch(row + i, 0, 3);
             }
-            tok->n_confirmed += n;
-            n = 0;
+            entries[n++] = *at;
         }
-        if (i == kept->n || kept->keys[i] < least) {
-            continue;
-        }
-        const float score = score_of_key(kept->keys[i]);
-        if (kept->upper[i] == score) {
-            smallest = fminf(smallest, score);
-            continue;
-        }
-        vf_row_load(keys->row_type, tok->q.d, 0, fathom_row_at(keys, row_of_key(kept->keys[i])), gathered + (int64_t) n * tok->q.d);
-        entries[n++] = i;
     }
-    return smallest;
+    return n;
+}
+
+// Scores of the entries that pass `least` (all: 0) and are not known yet: in f32, or closer bounds in 16 bits.
+static inline __attribute__((always_inline)) void score_entries(token * tok, const fathom_rows * keys, uint64_t least, const error_bound * bound,
+                                                                arena * a) {
+    keep * kept = &tok->kept;
+    const int32_t d = tok->q.d;
+    int32_t entries[2][BLOCK];
+    key_units units;
+    float lower[BLOCK_LANES];
+    float upper[BLOCK_LANES];
+    int32_t at = 0;
+    int32_t n = next_unknown(kept, keys, least, &at, entries[0]);
+    for (int turn = 0; n > 0; turn ^= 1) {
+        const int32_t * now = entries[turn];
+        const int32_t n_next = next_unknown(kept, keys, least, &at, entries[turn ^ 1]);
+        const void * rows[BLOCK];
+        for (int32_t i = 0; i < n; i++) {
+            rows[i] = fathom_row_at(keys, row_of_key(kept->keys[now[i]]));
+        }
+        if (bound) {
+            load_keys(WORDS, keys->row_type, rows, n, d, a->gathered, (uint8_t *) a->words, &units);
+            score_bounds(WORDS, &tok->q, &a->query_words, bound, a->gathered, (const uint8_t *) a->words, &units, n, lower, upper);
+        } else {
+            for (int32_t i = 0; i < n; i++) {
+                vf_row_load(keys->row_type, d, 0, rows[i], a->gathered + (int64_t) i * d);
+            }
+            scores_f32(&tok->q, a->gathered, n, lower);
+            tok->n_confirmed += n;
+        }
+        for (int32_t i = 0; i < n; i++) {
+            kept->keys[now[i]] = key_of(lower[i], row_of_key(kept->keys[now[i]]));
+            kept->upper[now[i]] = bound ? upper[i] : score_of_key(kept->keys[now[i]]);
+        }
+        n = n_next;
+    }
+}
+
+static void confirm(token * tok, const fathom_rows * keys, uint64_t least, arena * a) {
+    score_entries(tok, keys, least, NULL, a);
+}
+
+static void refine(token * tok, const fathom_rows * keys, arena * a) {
+    const error_bound bound = query_to_words(&tok->q, &a->query_words, tok->heads, tok->n_head);
+    score_entries(tok, keys, 0, &bound, a);
 }
 
 // Down to the k best, with their scores: first those that are likely to win, whose scores then exclude most others.
-static void settle(token * tok, const fathom_rows * keys, float * gathered) {
+static void settle(token * tok, const fathom_rows * keys, arena * a) {
     keep * kept = &tok->kept;
     if (tok->is_bounded) {
         if (kept->n > kept->k) {
-            const uint64_t likely = select_largest(kept->keys, kept->n, kept->k, kept->work);
-            raise_threshold(kept, confirm(tok, keys, likely, gathered));
-            int32_t n = 0;
-            for (int32_t i = 0; i < kept->n; i++) {
-                const float upper = kept->upper[i];
-                kept->keys[n] = kept->keys[i];
-                kept->upper[n] = upper;
-                n += !(upper < kept->threshold);
+            confirm(tok, keys, select_largest(kept->keys, kept->n, kept->k, kept->work), a);
+            keep_possible(kept);
+            if (VI_DOT2_IS_FAST) {
+                refine(tok, keys, a);
+                keep_possible(kept);
             }
-            kept->n = n;
         }
-        confirm(tok, keys, 0, gathered);
+        confirm(tok, keys, 0, a);
     }
     keep_best(kept);
 }
 
 // Room for one more block.
-static void make_room(token * tok, const fathom_rows * keys, float * gathered) {
+static void make_room(token * tok, const fathom_rows * keys, arena * a) {
     keep * kept = &tok->kept;
     if (kept->n + BLOCK <= kept->capacity) {
         return;
@@ -247,8 +283,8 @@ static void make_room(token * tok, const fathom_rows * keys, float * gathered) {
         return;
     }
     keep_possible(kept);
-    if (kept->n > kept->capacity / 2) {
-        settle(tok, keys, gathered);
+    if (kept->n > kept->capacity / 4 * 3) {
+        settle(tok, keys, a);
         // A bound that confirms every other row costs more than it saves.
         if (2 * tok->n_confirmed > tok->n_scored) {
             tok->is_bounded = 0;
@@ -291,8 +327,12 @@ static void expand_bytes(const fathom_rows * keys, int32_t d, block * b, arena *
             a->units.units[r] = unit_of(smallest);
         }
     } else {
-        expand_f32(keys, d, b, a);
-        keys_to_bytes(a->keys, b->n, d, a->bytes, &a->units);
+        const void * rows[BLOCK];
+        for (int32_t r = 0; r < b->n; r++) {
+            rows[r] = fathom_row_at(keys, b->base + r);
+        }
+        load_keys(SHORT, keys->row_type, rows, b->n, d, a->keys, a->bytes, &a->units);
+        b->has_f32 = 1;
     }
     b->has_bytes = 1;
 }
@@ -306,18 +346,18 @@ static void score_block(token * tok, const fathom_rows * keys, block * b, arena 
     if (n <= 0) {
         return;
     }
-    make_room(tok, keys, a->gathered);
+    make_room(tok, keys, a);
     tok->n_scored += n;
     if (tok->in_bytes) {
         expand_bytes(keys, d, b, a);
     }
     if (tok->is_bounded) {
-        score_bounds(&tok->q, &tok->bound, a->keys, a->bytes, &a->units, n, lower, upper);
+        score_bounds(SHORT, &tok->q, &tok->q.bytes, &tok->bound, a->keys, a->bytes, &a->units, n, lower, upper);
         keep_block(&tok->kept, (int32_t) b->base, n, lower, upper);
         return;
     }
     if (tok->in_bytes && !b->is_wide) {
-        scores_bytes(0, &tok->q, a->bytes, n, lower);
+        scores_whole(EXACT, d / 4, tok->q.n_lanes, &tok->q.bytes, a->bytes, n, lower);
         for (int r = 0; r < n; r += VF_LANES) {
             vf_store(lower + r, vf_mul(vf_load(lower + r), vf_load(a->units.units + r)));
         }
@@ -372,7 +412,7 @@ static void scan_block(const fathom_index_topk_args * args, int32_t r, int32_t f
     }
     for (int i = 0; i < n_active; i++) {
         token * tok = &a->tokens[i];
-        settle(tok, keys, a->gathered);
+        settle(tok, keys, a);
         if (n_parts == 1) {
             write_top(args, tok->t, tok->kept.keys, tok->kept.n);
         } else {

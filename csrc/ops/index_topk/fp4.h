@@ -93,7 +93,7 @@ static int query_to_fp4(query * q, int32_t n_head) {
             smallest[i] = least == 255 ? 127 : least;
             fits &= most - least <= 3;
             if (lane + i < n_head) {
-                q->bytes_weights[lane + i] = q->weights[lane + i] * unit_of(smallest[i]);
+                q->bytes.weights[lane + i] = q->weights[lane + i] * unit_of(smallest[i]);
             }
         }
         vi sum = vi_zero();
@@ -123,13 +123,13 @@ static int query_to_fp4(query * q, int32_t n_head) {
                     sum = vi_add(sum, byte);
                     four = vi_or(four, vi_shl(vi_and(byte, vi_set1(255)), 8 * i));
                 }
-                memcpy(q->bytes + ((int64_t) (c / 4) * n_lanes + lane) * 4, &four, sizeof four);
+                memcpy(q->bytes.fours + ((int64_t) (c / 4) * n_lanes + lane) * 4, &four, sizeof four);
             }
         }
         int32_t sums[VF_LANES];
         vi_store(sums, sum);
         for (int i = 0; i < VF_LANES; i++) {
-            q->bytes_bias[lane + i] = -VI_DOT4_OFFSET * sums[i];
+            q->bytes.bias[lane + i] = -VI_DOT4_OFFSET * sums[i];
         }
     }
     return fits;
