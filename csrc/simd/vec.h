@@ -374,6 +374,16 @@ static inline void vf_store_words(int16_t * p, vf x) {
     }
 }
 
+// A vector that stays in a register: compilers load again what several multiply-adds share, and then loads are the bottleneck.
+static inline vf vf_keep(vf a) {
+#if defined(FATHOM_FOR_AVX512)
+    __asm__("" : "+v"(a));
+#elif defined(FATHOM_FOR_AVX2)
+    __asm__("" : "+x"(a));
+#endif
+    return a;
+}
+
 // 16 bytes of 4-bit codes to 32 bytes: table[code], the low nibble of a byte first.
 static inline void vec_expand_codes(const uint8_t * codes, const uint8_t * table, uint8_t * out) {
 #if defined(FATHOM_FOR_AVX512) || defined(FATHOM_FOR_AVX2)

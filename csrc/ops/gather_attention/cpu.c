@@ -1,6 +1,6 @@
 // A thread owns (token, heads): with many tokens whole tokens, with few a stretch of heads of each. Its rows are taken in blocks
-// of BLOCK: expanded to f32 once for all its heads, then logits by tiles of heads x rows, softmax, and sums by tiles of
-// heads x channels. 2 * d multiply-adds per head and row, so at 64 heads it is bound by FMA: each byte of a row in f16 meets 64 of
+// of BLOCK: NEAR at a time they are expanded to f32 once for all its heads and meet them in tiles of heads x rows, which gives logits; then
+// softmax, and sums by tiles of heads x channels. Rows that were chosen lie anywhere, so they are fetched AHEAD of use. 2 * d multiply-adds per head and row, so at 64 heads it is bound by FMA: each byte of a row in f16 meets 64 of
 // them. Expanding costs 1/64 of that and is repeated by each thread that shares a token.
 #include "../../simd/rows.h"
 #include "args.h"
@@ -9,6 +9,7 @@ enum {
     BLOCK = 64,   // rows
     ROWS = 4,     // rows of a tile of logits: what vf_reduce4 sums
     NEAR = 8,     // rows that stay in L1 while all heads pass
+    AHEAD = 16,   // rows between those that are read and those that are fetched
 #if VF_REGISTERS >= 32
     HEADS = 4,    // heads of a tile
     VECTORS = 4,  // vectors of channels of a tile of sums
@@ -91,9 +92,12 @@ static const void * row_at(const row_list * list, int64_t i) {
     return (const char *) window->rows + pos % window->n_slots * window->row_bytes;
 }
 
-static void prefetch_row(const char * row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(row + i, 0, 2);
+static void prefetch_rows(const row_list * list, int64_t begin, int64_t n) {
+    for (int64_t i = begin; i < begin + n && i < list->n; i++) {
+        const char * row = (const char *) row_at(list, i);
+        for (int64_t at = 0; at < list->args->row_bytes; at += 64) {
+            __builtin_prefetch(row + at, 0, 2);
+        }
     }
 }
 
@@ -108,7 +112,7 @@ static inline __attribute__((always_inline)) void dots_tile(int n_heads, const f
     for (int32_t c = 0; c < d; c += VF_LANES) {
         vf row[ROWS];
         for (int r = 0; r < ROWS; r++) {
-            row[r] = vf_load(rows + (int64_t) r * stride + c);
+            row[r] = vf_keep(vf_load(rows + (int64_t) r * stride + c));
         }
         for (int h = 0; h < n_heads; h++) {
             const vf head = vf_load(q + (int64_t) h * d + c);
@@ -122,16 +126,15 @@ static inline __attribute__((always_inline)) void dots_tile(int n_heads, const f
     }
 }
 
+// Logits of `n_rows` rows that are near each other, for all heads.
 static void dots(const float * q, int32_t n_heads, const float * rows, int32_t stride, int32_t n_rows, int32_t d, float * logits) {
-    for (int32_t near = 0; near < n_rows; near += NEAR) {
-        for (int32_t h = 0; h < n_heads; h += HEADS) {
-            for (int32_t r = near; r < near + NEAR && r < n_rows; r += ROWS) {
-                if (h + HEADS <= n_heads) {
-                    dots_tile(HEADS, q + (int64_t) h * d, rows + (int64_t) r * stride, stride, d, logits + h * BLOCK + r);
-                } else {
-                    for (int32_t one = h; one < n_heads; one++) {
-                        dots_tile(1, q + (int64_t) one * d, rows + (int64_t) r * stride, stride, d, logits + one * BLOCK + r);
-                    }
+    for (int32_t h = 0; h < n_heads; h += HEADS) {
+        for (int32_t r = 0; r < n_rows; r += ROWS) {
+            if (h + HEADS <= n_heads) {
+                dots_tile(HEADS, q + (int64_t) h * d, rows + (int64_t) r * stride, stride, d, logits + h * BLOCK + r);
+            } else {
+                for (int32_t one = h; one < n_heads; one++) {
+                    dots_tile(1, q + (int64_t) one * d, rows + (int64_t) r * stride, stride, d, logits + one * BLOCK + r);
                 }
             }
         }
@@ -175,7 +178,7 @@ static inline __attribute__((always_inline)) void sums_tile(int n_heads, int n_v
     for (int32_t r = 0; r < n_rows; r++) {
         vf row[VECTORS];
         for (int v = 0; v < n_vectors; v++) {
-            row[v] = vf_load(rows + (int64_t) r * stride + v * VF_LANES);
+            row[v] = vf_keep(vf_load(rows + (int64_t) r * stride + v * VF_LANES));
         }
         for (int h = 0; h < n_heads; h++) {
             const vf weight = vf_set1(weights[h * BLOCK + r]);
@@ -228,18 +231,21 @@ static void attend(const fathom_gather_attention_args * args, int32_t t, int32_t
         a->sum[h] = 1.0f;
     }
     memset(out, 0, (size_t) n_heads * (size_t) d * sizeof(float));
+    prefetch_rows(&list, 0, AHEAD);
     for (int64_t begin = 0; begin < list.n; begin += BLOCK) {
         const int32_t n_rows = (int32_t) (list.n - begin < BLOCK ? list.n - begin : BLOCK);
-        for (int32_t r = 0; r < n_rows; r++) {
-            vf_row_load(args->row_type, d, n_rot, row_at(&list, begin + r), a->rows + (int64_t) r * stride);
+        for (int32_t near = 0; near < n_rows; near += NEAR) {
+            const int32_t n_near = n_rows - near < NEAR ? n_rows - near : NEAR;
+            float * rows = a->rows + (int64_t) near * stride;
+            for (int32_t r = 0; r < n_near; r++) {
+                vf_row_load(args->row_type, d, n_rot, row_at(&list, begin + near + r), rows + (int64_t) r * stride);
+            }
+            for (int32_t r = n_near; r % ROWS != 0; r++) {  // a tile's last rows: computed, never used
+                memcpy(rows + (int64_t) r * stride, rows, (size_t) d * sizeof(float));
+            }
+            prefetch_rows(&list, begin + near + AHEAD, NEAR);
+            dots(q, n_heads, rows, stride, n_near, d, a->logits + near);
         }
-        for (int32_t r = n_rows; r % ROWS != 0; r++) {  // a tile's last rows: computed, never used
-            memcpy(a->rows + (int64_t) r * stride, a->rows, (size_t) d * sizeof(float));
-        }
-        for (int64_t next = begin + BLOCK; next < list.n && next < begin + 2 * BLOCK; next++) {
-            prefetch_row((const char *) row_at(&list, next), args->row_bytes);
-        }
-        dots(q, n_heads, a->rows, stride, n_rows, d, a->logits);
         for (int32_t h = 0; h < n_heads; h++) {
             soften(a->logits + h * BLOCK, n_rows, args->scale, &a->largest[h], &a->sum[h], &a->shrink[h]);
         }
