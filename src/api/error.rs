@@ -143,9 +143,6 @@ impl From<completion::Error> for Error {
             completion::Error::PromptTooLong { .. } => Error::PromptTooLong,
             completion::Error::ContextExceeded { tokens, n_ctx } => Error::ContextExceeded { tokens, n_ctx },
             completion::Error::Chat(chat::Error::Generation { given }) => Error::Renderer(given),
-            completion::Error::Chat(chat::Error::GoTemplate) => {
-                Error::NotImplemented(chat::Error::GoTemplate.to_string())
-            }
             completion::Error::Chat(error) => Error::Prompt(error.to_string()),
             completion::Error::Tokens(error) => Error::Prompt(error.to_string()),
             completion::Error::NoWeights { .. } | completion::Error::Adapter { .. } => {

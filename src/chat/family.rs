@@ -2,13 +2,14 @@
 //!
 //! The choice needs only words from the model's metadata, no files: [`for_model`]. First match wins:
 //! 1. an override by the user (`v4_april`, `v4_0731`, `v41`, `template`, `plain`);
-//! 2. the architecture is in [`TABLE`]: the native renderer, its generation taken from the release key;
-//! 3. the GGUF brings a Jinja template: that;
-//! 4. a Go template alone: refused;
-//! 5. nothing: the contents of the messages as they are, like Ollama's `{{ .Prompt }}`.
+//! 2. a RENDERER of the Modelfile that is in [`TABLE`]: the native one;
+//! 3. a Go template of the Modelfile (TEMPLATE), unless the GGUF's Jinja template can say more;
+//! 4. the architecture is in [`TABLE`]: the native renderer, its generation taken from the release key;
+//! 5. the GGUF's Jinja template;
+//! 6. nothing: the contents of the messages as they are, like Ollama's `{{ .Prompt }}`.
 
 use super::deepseek_v4::{self, Generation};
-use super::template::jinja;
+use super::template::{go, jinja};
 use super::{Error, Parser, Prompt, Request};
 
 /// What the choice is made from. All of it is text of the model's metadata.
@@ -16,6 +17,8 @@ use super::{Error, Parser, Prompt, Request};
 pub struct Facts<'a> {
     /// `general.architecture`, or a renderer name from a Modelfile (`RENDERER`).
     pub architecture: &'a str,
+    /// It is the latter.
+    pub is_renderer: bool,
     /// `fathom.source.release`.
     pub release: Option<&'a str>,
     /// `tokenizer.chat_template` (Jinja).
@@ -68,6 +71,7 @@ pub struct Family {
 #[derive(Debug)]
 enum Kind {
     DeepSeekV4(Generation),
+    Go(Box<go::Template>),
     Jinja(Box<jinja::Template>),
     Plain,
 }
@@ -75,37 +79,56 @@ enum Kind {
 /// Finds the family of a model.
 ///
 /// # Errors
-/// [`Error::Generation`] when a release or an override is not known; [`Error::GoTemplate`]; [`Error::Template`] when the
-/// Jinja template does not compile.
+/// [`Error::Generation`] when a release or an override is not known; [`Error::Template`] when the template that was chosen does not
+/// compile.
 pub fn for_model(facts: &Facts<'_>) -> Result<Family, Error> {
     let native = TABLE.iter().find(|(name, _)| *name == facts.architecture).map(|(_, generation)| *generation);
     let kind = match (facts.chosen, native) {
         (Some("plain"), _) => Kind::Plain,
+        (None, Some(_)) if facts.go.is_some() && !facts.is_renderer => template(facts)?.unwrap_or(Kind::Plain),
         (Some("template"), _) => template(facts)?.ok_or(Error::NoTemplate)?,
         (Some(name), _) => Kind::DeepSeekV4(Generation::parse(name)?),
         (None, Some(default)) => Kind::DeepSeekV4(match facts.release {
             Some(release) => Generation::of_release(release)?,
             None => default,
         }),
-        (None, None) => match template(facts)? {
-            Some(jinja) => jinja,
-            None if facts.go.is_some() => return Err(Error::GoTemplate),
-            None => Kind::Plain,
-        },
+        (None, None) => template(facts)?.unwrap_or(Kind::Plain),
     };
     Ok(Family { kind })
 }
 
+/// The template to go by. The Modelfile's own counts, unless the other one can say more and does not lose the results of tools.
 fn template(facts: &Facts<'_>) -> Result<Option<Kind>, Error> {
-    let compile = |source| jinja::Template::new(source, facts.bos, facts.eos);
-    Ok(facts.jinja.map(compile).transpose()?.map(|template| Kind::Jinja(Box::new(template))))
+    let jinja = || facts.jinja.map(|source| jinja::Template::new(source, facts.bos, facts.eos)).transpose();
+    let Some(go) = facts.go.map(go::Template::new).transpose()? else {
+        return Ok(jinja()?.map(|template| Kind::Jinja(Box::new(template))));
+    };
+    // A broken one that nobody needs is no reason to refuse the model.
+    let jinja = jinja().ok().flatten().filter(|jinja| {
+        let count = |tools, thinking| usize::from(tools) + usize::from(thinking);
+        let more = count(jinja.knows_tools(), jinja.knows_thinking()) > count(go.knows_tools(), go.knows_thinking());
+        more && (!go.knows_tool_results() || jinja.knows_tools())
+    });
+    Ok(Some(match jinja {
+        Some(jinja) => Kind::Jinja(Box::new(jinja)),
+        None => Kind::Go(Box::new(go)),
+    }))
 }
 
 impl Family {
-    /// For logs and `show`: `deepseek_v4/v4_0731`, `template`, `plain`.
+    /// The family of a model that is asked with this Go template, whatever its own format is.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the line.
+    pub fn of_go_template(source: &str) -> Result<Family, Error> {
+        Ok(Family { kind: Kind::Go(Box::new(go::Template::new(source)?)) })
+    }
+
+    /// For logs and `show`: `deepseek_v4/v4_0731`, `go_template`, `template`, `plain`.
     pub fn name(&self) -> String {
         match &self.kind {
             Kind::DeepSeekV4(generation) => format!("deepseek_v4/{}", generation.name()),
+            Kind::Go(_) => "go_template".to_owned(),
             Kind::Jinja(_) => "template".to_owned(),
             Kind::Plain => "plain".to_owned(),
         }
@@ -114,6 +137,12 @@ impl Family {
     pub fn capabilities(&self) -> Capabilities {
         match &self.kind {
             Kind::DeepSeekV4(_) => Capabilities { completion: true, tools: true, thinking: true, insert: true },
+            Kind::Go(template) => Capabilities {
+                completion: true,
+                tools: template.knows_tools(),
+                thinking: template.knows_thinking(),
+                insert: template.knows_suffix(),
+            },
             Kind::Jinja(template) => Capabilities {
                 completion: true,
                 tools: template.knows_tools(),
@@ -128,7 +157,7 @@ impl Family {
         match &self.kind {
             // Model card: temperature 1.0, top_p 1.0, nothing cut.
             Kind::DeepSeekV4(_) => Sampling { temperature: Some(1.0), top_p: Some(1.0), top_k: Some(0) },
-            Kind::Jinja(_) | Kind::Plain => Sampling::default(),
+            Kind::Go(_) | Kind::Jinja(_) | Kind::Plain => Sampling::default(),
         }
     }
 
@@ -139,6 +168,7 @@ impl Family {
     pub fn render(&self, request: &Request) -> Result<Prompt, Error> {
         match &self.kind {
             Kind::DeepSeekV4(generation) => deepseek_v4::render(*generation, request),
+            Kind::Go(template) => template.render(request),
             Kind::Jinja(template) => template.render(request),
             Kind::Plain => plain(request),
         }
@@ -151,6 +181,7 @@ impl Family {
     pub fn render_insert(&self, prefix: &str, suffix: &str) -> Result<Prompt, Error> {
         match &self.kind {
             Kind::DeepSeekV4(_) => Ok(deepseek_v4::render_insert(prefix, suffix)),
+            Kind::Go(template) => template.render_insert(prefix, suffix),
             Kind::Jinja(_) | Kind::Plain => Err(Error::NoInsert),
         }
     }
@@ -159,6 +190,7 @@ impl Family {
     pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
         match &self.kind {
             Kind::DeepSeekV4(_) => Box::new(deepseek_v4::Parser::new(request, prompt)),
+            Kind::Go(template) => template.parser(request, prompt),
             Kind::Jinja(template) => template.parser(request, prompt),
             Kind::Plain => Box::new(Verbatim),
         }
@@ -193,8 +225,16 @@ mod tests {
     use super::*;
     use crate::chat::{Message, Piece, Role};
 
-    const V4: Facts<'static> =
-        Facts { architecture: "deepseek4", release: None, jinja: None, go: None, bos: "", eos: "", chosen: None };
+    const V4: Facts<'static> = Facts {
+        architecture: "deepseek4",
+        is_renderer: false,
+        release: None,
+        jinja: None,
+        go: None,
+        bos: "",
+        eos: "",
+        chosen: None,
+    };
 
     #[test]
     fn the_release_decides_the_generation_and_an_override_wins() {
@@ -225,10 +265,17 @@ mod tests {
         let other = Facts { architecture: "qwen3", ..V4 };
         let kind = |facts: Facts<'_>| for_model(&facts).map(|family| family.name());
         assert_eq!(kind(Facts { jinja: Some("x"), ..V4 }).unwrap(), "deepseek_v4/v4_april");
-        assert_eq!(kind(Facts { jinja: Some("x"), go: Some("y"), ..other }).unwrap(), "template");
+        assert_eq!(kind(Facts { jinja: Some("x"), go: Some("y"), ..other }).unwrap(), "go_template");
+        let tools = Some("{% if tools %}<tool_call>{% endif %}");
+        assert_eq!(kind(Facts { jinja: tools, go: Some("y"), ..other }).unwrap(), "template");
+        assert_eq!(kind(Facts { jinja: tools, go: Some("{{ .Tools }}"), ..other }).unwrap(), "go_template");
+        assert_eq!(kind(Facts { jinja: Some("{% if %}"), go: Some("y"), ..other }).unwrap(), "go_template");
+        assert_eq!(kind(Facts { go: Some("y"), ..V4 }).unwrap(), "go_template");
+        assert_eq!(kind(Facts { go: Some("y"), is_renderer: true, ..V4 }).unwrap(), "deepseek_v4/v4_april");
         assert_eq!(kind(Facts { chosen: Some("template"), jinja: Some("x"), ..V4 }).unwrap(), "template");
         assert!(matches!(kind(Facts { chosen: Some("template"), ..V4 }), Err(Error::NoTemplate)));
-        assert!(matches!(kind(Facts { go: Some("y"), ..other }), Err(Error::GoTemplate)));
+        assert_eq!(kind(Facts { go: Some("y"), ..other }).unwrap(), "go_template");
+        assert!(matches!(kind(Facts { go: Some("{{ if }}"), ..other }), Err(Error::Template(_))));
         assert_eq!(kind(other).unwrap(), "plain");
         assert_eq!(kind(Facts { chosen: Some("plain"), ..V4 }).unwrap(), "plain");
         let unknown = kind(Facts { chosen: Some("gemma"), ..other }).unwrap_err();

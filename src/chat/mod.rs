@@ -67,9 +67,4 @@ pub enum Error {
     Raised(String),
     #[error("the model has no chat template")]
     NoTemplate,
-    #[error(
-        "the model has only a Go template (TEMPLATE), which this version cannot evaluate\n\
-         hint: a model with a Jinja template in its GGUF, or of the DeepSeek-V4 family, works without it"
-    )]
-    GoTemplate,
 }

@@ -3,30 +3,36 @@
 //! The rules are Ollama's: white space before the opening tag is tolerated, anything else there makes the whole answer
 //! content; white space after either tag is dropped; only the first block counts.
 
+use std::borrow::Cow;
+
 use super::Piece;
 
-/// The tags around reasoning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The tags around reasoning; neither is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tags {
-    pub open: &'static str,
-    pub close: &'static str,
+    pub open: Cow<'static, str>,
+    pub close: Cow<'static, str>,
+}
+
+const fn known(open: &'static str, close: &'static str) -> Tags {
+    Tags { open: Cow::Borrowed(open), close: Cow::Borrowed(close) }
 }
 
 /// What published models use.
 const KNOWN: &[Tags] = &[
-    Tags { open: "<think>", close: "</think>" },
-    Tags { open: "<seed:think>", close: "</seed:think>" },
-    Tags { open: "<thinking>", close: "</thinking>" },
-    Tags { open: "[THINK]", close: "[/THINK]" },
+    known("<think>", "</think>"),
+    known("<seed:think>", "</seed:think>"),
+    known("<thinking>", "</thinking>"),
+    known("[THINK]", "[/THINK]"),
 ];
 
 impl Tags {
     /// The first known pair whose closing tag a template mentions together with its opening one; a template that only
     /// splits old answers at `</think>` belongs to a model that thinks, too.
     pub fn of_template(source: &str) -> Option<Tags> {
-        let pair = KNOWN.iter().find(|tags| source.contains(tags.open) && source.contains(tags.close));
+        let pair = KNOWN.iter().find(|tags| source.contains(&*tags.open) && source.contains(&*tags.close));
         let splits = || source.contains("</think>") && !source.contains("reasoning_content");
-        pair.copied().or_else(|| splits().then_some(KNOWN[0]))
+        pair.or_else(|| splits().then_some(&KNOWN[0])).cloned()
     }
 }
 
@@ -53,7 +59,7 @@ enum State {
 impl Splitter {
     /// `inside`: the prompt already holds the opening tag.
     pub fn new(tags: &Tags, inside: bool) -> Splitter {
-        Splitter { tags: *tags, state: if inside { State::Opened } else { State::Before }, held: String::new() }
+        Splitter { tags: tags.clone(), state: if inside { State::Opened } else { State::Before }, held: String::new() }
     }
 
     /// Appends what became certain.
@@ -63,7 +69,7 @@ impl Splitter {
             match self.state {
                 State::Before => {
                     let rest = self.held.trim_start();
-                    if let Some(after) = rest.strip_prefix(self.tags.open) {
+                    if let Some(after) = rest.strip_prefix(&*self.tags.open) {
                         self.held = after.to_owned();
                         self.state = State::Opened;
                     } else if self.tags.open.starts_with(rest) {
@@ -80,7 +86,7 @@ impl Splitter {
                     }
                     self.state = if self.state == State::Opened { State::Thinking } else { State::Content };
                 }
-                State::Thinking => match self.held.find(self.tags.close) {
+                State::Thinking => match self.held.find(&*self.tags.close) {
                     Some(at) => {
                         let rest = self.held.split_off(at + self.tags.close.len());
                         self.held.truncate(at);
@@ -88,7 +94,7 @@ impl Splitter {
                         self.held = rest;
                         self.state = State::Closed;
                     }
-                    None => return self.give(self.held.len() - begun(&self.held, self.tags.close), out),
+                    None => return self.give(self.held.len() - begun(&self.held, &self.tags.close), out),
                 },
                 State::Content => return self.give(self.held.len(), out),
             }
@@ -167,9 +173,9 @@ mod tests {
 
     #[test]
     fn tags_are_inferred_from_the_template() {
-        assert_eq!(Tags::of_template("{{ '<think>' }} {{ '</think>' }}"), Some(KNOWN[0]));
-        assert_eq!(Tags::of_template("{% set c = c.split('</think>')[-1] %}"), Some(KNOWN[0]));
-        assert_eq!(Tags::of_template("[THINK] [/THINK]"), Some(KNOWN[3]));
+        assert_eq!(Tags::of_template("{{ '<think>' }} {{ '</think>' }}"), Some(KNOWN[0].clone()));
+        assert_eq!(Tags::of_template("{% set c = c.split('</think>')[-1] %}"), Some(KNOWN[0].clone()));
+        assert_eq!(Tags::of_template("[THINK] [/THINK]"), Some(KNOWN[3].clone()));
         assert_eq!(Tags::of_template("{{ messages }}"), None);
     }
 }

@@ -5,6 +5,7 @@
 //! unwrapped; a name before a bare object of arguments is accepted. Without a tag (`{` stands for that) calls count only as
 //! the first thing of an answer. What is no call is content.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::message::{Arguments, Tool, ToolCall};
@@ -32,7 +33,7 @@ pub fn tag_of_template(source: &str) -> Option<&'static str> {
 /// Finds calls in an answer as it comes.
 #[derive(Debug)]
 pub struct Finder {
-    tag: &'static str,
+    tag: Cow<'static, str>,
     /// `</x>` of a tag `<x>`.
     close: Option<String>,
     tools: Vec<String>,
@@ -60,11 +61,12 @@ enum State {
 }
 
 impl Finder {
-    pub fn new(tag: &'static str, tools: &[Tool]) -> Finder {
+    /// `tag` is not empty.
+    pub fn new(tag: Cow<'static, str>, tools: &[Tool]) -> Finder {
         let word = tag.strip_prefix('<').filter(|word| word.starts_with(char::is_alphabetic));
         Finder {
-            tag,
             close: word.map(|word| format!("</{word}")),
+            tag,
             tools: tools.iter().map(|tool| tool.name.clone()).collect(),
             state: State::Outside,
             held: String::new(),
@@ -88,7 +90,7 @@ impl Finder {
                 Some('{' | '[') => self.enter(0),
                 Some(_) => self.state = State::Content,
             },
-            State::Outside => match self.held.find(self.tag) {
+            State::Outside => match self.held.find(&*self.tag) {
                 Some(at) => {
                     // White space before the tag goes with the block.
                     let text = self.held[..at].trim_end().len();
@@ -97,7 +99,7 @@ impl Finder {
                     self.enter(at - text + self.tag.len());
                 }
                 None => {
-                    let undecided = self.held.len() - begun(&self.held, self.tag);
+                    let undecided = self.held.len() - begun(&self.held, &self.tag);
                     let certain = self.held[..undecided].trim_end().len();
                     give(&self.held[..certain], out);
                     self.held.drain(..certain);
@@ -270,7 +272,7 @@ mod tests {
     }
 
     fn find(tag: &'static str, parts: &[&str]) -> Vec<Piece> {
-        let mut finder = Finder::new(tag, &tools());
+        let mut finder = Finder::new(tag.into(), &tools());
         let mut out = Vec::new();
         for part in parts {
             finder.push(part, &mut out);

@@ -73,10 +73,12 @@ pub fn facts(model: &Model) -> chat::family::Facts<'_> {
     let known = |name: &&str| chat::family::TABLE.iter().any(|(known, _)| known == name);
     chat::family::Facts {
         architecture: renderer.filter(known).unwrap_or(&header.architecture),
+        is_renderer: renderer.is_some_and(|name| known(&name)),
         chosen: renderer.filter(|name| !known(name)),
         release: header.release.as_deref(),
         jinja: header.chat_template.as_deref(),
-        go: model.template.as_deref(),
+        // What `show --modelfile` writes for models without a template says nothing.
+        go: model.template.as_deref().filter(|template| template.trim() != "{{ .Prompt }}"),
         bos: header.bos.as_deref().unwrap_or_default(),
         eos: header.eos.as_deref().unwrap_or_default(),
     }

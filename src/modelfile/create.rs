@@ -240,15 +240,6 @@ fn change(store: &Store, parts: &mut Parts, changes: &Changes) -> Result<Vec<Eve
     // What registries expect of an image that runs anywhere.
     config.architecture = "amd64".into();
     config.os = "linux".into();
-    if changes.template.trim() != "" && changes.template.trim() != "{{ .Prompt }}" {
-        said.insert(
-            0,
-            Event::Warning(
-                "the template is stored, but prompts are written by the model's own format: Go templates are not run"
-                    .into(),
-            ),
-        );
-    }
     Ok(said)
 }
 

@@ -232,12 +232,13 @@ impl Model {
         };
         let license = manifest.layers_of(Kind::License).map(|l| reader.text(l, "license")).collect::<Result<_, _>>()?;
         let projectors = paths(Kind::Projector)?;
-        let capabilities = capabilities(&header, &config, !projectors.is_empty());
+        let template = text(Kind::Template)?;
+        let capabilities = capabilities(&header, &config, template.as_deref(), !projectors.is_empty());
         Ok(Model {
             adapters: paths(Kind::Adapter)?,
             draft: paths(Kind::Draft)?.pop(),
             routing: paths(Kind::Routing)?.pop(),
-            template: text(Kind::Template)?,
+            template,
             system: text(Kind::System)?,
             source: Source::Installed(name.clone()),
             parent: manifest.parent().map(str::to_owned),
@@ -296,7 +297,7 @@ impl Model {
             params: Map::new(),
             messages: Vec::new(),
             license: Vec::new(),
-            capabilities: capabilities(&header, &config, false),
+            capabilities: capabilities(&header, &config, None, false),
             config,
             header,
         })
@@ -348,10 +349,8 @@ pub fn routing_beside(weights: &Path) -> PathBuf {
     weights.with_file_name(format!("{}{ROUTING_SUFFIX}", shard.unwrap_or(stem)))
 }
 
-/// What a model can do, by metadata, its chat template and what the config lists.
-///
-/// A Go TEMPLATE counts for nothing here: capabilities are promises, and this program does not run Go templates.
-fn capabilities(header: &Header, config: &Config, has_projector: bool) -> Vec<Capability> {
+/// What a model can do, by metadata, its templates and what the config lists.
+fn capabilities(header: &Header, config: &Config, go: Option<&str>, has_projector: bool) -> Vec<Capability> {
     let mut found = Vec::new();
     let mut add = |capability, holds: bool| {
         if holds && !found.contains(&capability) {
@@ -368,6 +367,11 @@ fn capabilities(header: &Header, config: &Config, has_projector: bool) -> Vec<Ca
         let splits = ["split('</think>')", "split(\"</think>\")"].iter().any(|s| template.contains(s))
             && !template.contains("reasoning_content");
         add(Capability::Thinking, tags || splits);
+    }
+    if let Some(template) = go {
+        add(Capability::Tools, template.contains(".Tools"));
+        add(Capability::Thinking, template.contains(".Thinking"));
+        add(Capability::Insert, template.contains(".Suffix"));
     }
     for word in &config.capabilities {
         if let Some(capability) = Capability::from_word(word) {

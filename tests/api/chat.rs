@@ -138,6 +138,32 @@ fn a_model_with_a_jinja_template_is_asked_in_its_words() {
     assert_eq!(reply["prompt_eval_count"], 1 + "[user] A\n[assistant] ".len(), "one beginning of text");
 }
 
+/// A TEMPLATE of the Modelfile: its prompt, and calls and reasoning by its own tags.
+#[test]
+fn a_model_with_a_go_template_is_asked_in_its_words() {
+    let template = "{{ range $i, $m := .Messages }}{{ if eq .Role \"assistant\" }}<a>{{ if .Thinking }}[R]{{ .Thinking }}[/R]{{ end }}\
+                    {{ .Content }}{{ if .ToolCalls }}<call>{{ range .ToolCalls }}{\"name\": \"{{ .Function.Name }}\"}{{ end }}{{ end }}{{ else }}\
+                    <{{ .Role }}>{{ .Content }}{{ end }}{{ end }}{{ if .Tools }}{{ len .Tools }} tools{{ end }}<a>";
+    let parts = Parts { template: Some(template), ..Parts::default() };
+    let answer = "[R]Hm[/R]Let me see. <call>{\"name\": \"time\", \"arguments\": {}}";
+    let server = Server::with_model(answers(&[answer]), model::metadata("llama"), &parts);
+    let show = server.post("/api/show", &json!({"model": "tiny"})).json();
+    assert_eq!(show["capabilities"], json!(["completion", "tools", "thinking"]));
+    let mut request = json!({"model": "tiny", "messages": [user("A")], "stream": false});
+    assert_eq!(rendered(&server, &request), "<user>A<a>");
+    request["tools"] = tools();
+    assert_eq!(rendered(&server, &request), "<user>A2 tools<a>");
+    let message = &server.post("/api/chat", &request).json()["message"];
+    assert_eq!(message["thinking"], "Hm");
+    assert_eq!(message["content"], "Let me see.");
+    assert_eq!(message["tool_calls"][0]["function"]["name"], "time");
+    // What the template says about a conversation that it cannot write is the answer.
+    let broken = Parts { template: Some("{{ index .Messages 7 }}"), ..Parts::default() };
+    let server = Server::with_model(answers(&[]), model::metadata("llama"), &broken);
+    let reply = server.post("/api/chat", &request);
+    assert!(reply.text().contains("index 7 is out of range: there are 1 (line 1)"), "{}", reply.text());
+}
+
 #[test]
 fn effort_levels_are_passed_on() {
     let server = Server::start(answers(&["x"]));

@@ -362,6 +362,7 @@ fn wrong_requests_are_refused_in_order() {
             400,
             "requires must be a valid semver (e.g. 0.14.0)",
         ),
+        (json!({"model": "x", "from": "tiny", "template": "{{ if }}"}), 400, "template error: "),
         (json!({"model": "x", "from": "tiny", "license": 3}), 400, "'license' must be"),
         (json!({"model": "x", "from": "tiny", "files": {"x.gguf": gguf}}), 400, "only one of"),
         (

@@ -94,6 +94,8 @@ fn the_rendered_prompt_can_be_looked_at() {
         (json!({"system": "Rhyme."}), "<｜begin▁of▁sentence｜>Rhyme.<｜User｜>A<｜Assistant｜></think>"),
         (json!({"think": true}), "<｜begin▁of▁sentence｜>Be brief.<｜User｜>A<｜Assistant｜><think>"),
         (json!({"suffix": "C"}), "<｜fim▁begin｜>A<｜fim▁hole｜>C<｜fim▁end｜>"),
+        (json!({"template": "{{ .System }} -- {{ .Prompt }}: {{ .Response }}."}), "Be brief. -- A: "),
+        (json!({"template": "{{ .Prompt }}<{{ .Suffix }}>", "suffix": "C"}), "A<C>"),
     ] {
         let rendered = render(extra.clone());
         assert!(rendered.ends_with(prompt), "{extra}: {rendered}");
@@ -304,9 +306,9 @@ fn the_first_fault_in_the_order_of_the_checks_is_answered() {
             "structured output (`format`) is not built into this version of fathom yet",
         ),
         (
-            r#"{"model": "tiny", "prompt": "A", "template": "{{ .Prompt }}"}"#,
-            501,
-            "a Go `template` in a request is not built into this version of fathom yet",
+            r#"{"model": "tiny", "prompt": "A", "template": "{{ .Prompt }"}"#,
+            500,
+            "the model's chat template failed: unexpected '}' in an action (line 1)",
         ),
         (
             r#"{"model": "tiny", "prompt": "A", "think": false, "context": [99999]}"#,

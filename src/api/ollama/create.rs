@@ -22,6 +22,7 @@ use crate::api::extract::Body;
 use crate::api::local::Local;
 use crate::api::stream::{last, ndjson};
 use crate::api::{AppState, Error, json};
+use crate::chat::Family;
 use crate::modelfile::{self, Base, Changes, Event, Spec};
 use crate::store::{Digest, Message, Name};
 
@@ -94,6 +95,9 @@ fn spec(request: CreateRequest, local: Local) -> Result<Spec, Error> {
         return Err(Error::BadRequest(modelfile::Fault::Requires.to_string()));
     }
     // What would fail in every later request fails here.
+    if let Err(error) = Family::of_go_template(&request.template) {
+        return Err(Error::BadRequest(format!("template error: {error}")));
+    }
     inference::check_routing_file(&Options::new(&[&request.parameters])?, local)?;
     let licenses = match request.license {
         Value::Null => Vec::new(),

@@ -1,5 +1,6 @@
 //! `POST /api/generate`: one prompt, one answer.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::State;
@@ -13,7 +14,7 @@ use super::inference::{self, Line, Subject, Terms};
 use crate::api::extract::Body;
 use crate::api::local::Local;
 use crate::api::{AppState, Error, json, stream};
-use crate::chat::{Message, Request, Role};
+use crate::chat::{Family, Message, Request, Role};
 use crate::completion::{self, Input};
 use crate::ids::TokenId;
 use crate::store::Capability;
@@ -89,9 +90,13 @@ pub async fn generate(
         return Ok(special(request.model.into(), Some("load"), None));
     }
     inference::refuse_format(request.format.as_ref())?;
-    if !request.template.is_empty() {
-        return Err(inference::not_built("a Go `template` in a request"));
-    }
+    let family = match request.template.as_str() {
+        "" => subject.target.family.clone(),
+        template => {
+            let family = Family::of_go_template(template).map_err(|error| Error::Internal(error.to_string()))?;
+            Arc::new(family)
+        }
+    };
 
     let GenerateRequest { raw, stream, .. } = request;
     let model = Named::from(request.model);
@@ -112,7 +117,6 @@ pub async fn generate(
             context: request.context.into_iter().map(TokenId).collect(),
         }
     };
-    let family = subject.target.family.clone();
     let prepared = completion::prepare(&lease, family, input, terms.overflow, options.max_tokens()).await?;
     if request.debug_render_only {
         let debug = answer::Debug { rendered_template: prepared.text, image_count: 0 };

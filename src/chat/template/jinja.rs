@@ -5,16 +5,17 @@
 //! `raise_exception`, `strftime_now`, `bos_token`, `eos_token`, `messages`, `tools`, `add_generation_prompt`,
 //! `enable_thinking` (and DeepSeek's `thinking`), `reasoning_effort`.
 //!
-//! The answer is read by the generic splitters; which tags they look for is inferred from the template's text.
+//! The answer is read by what [`super::answer`] makes of the template's text.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde_json::json;
 
+use super::answer::Tags;
 use crate::chat::json::RawJson;
 use crate::chat::message::{Arguments, Message, Request, Role, Think};
-use crate::chat::{Error, Parser as Parse, Piece, Prompt, thinking, tools};
+use crate::chat::{Error, Parser, Prompt};
 
 const NAME: &str = "chat_template";
 /// Steps every template may take; a step is an instruction or 64 bytes of data.
@@ -30,15 +31,12 @@ pub struct Template {
     environment: Environment<'static>,
     bos: String,
     eos: String,
-    /// Tags around reasoning, if the template knows any.
-    thinking: Option<thinking::Tags>,
-    /// What calls begin with, if the template knows tools.
-    tool_tag: Option<&'static str>,
+    tags: Tags,
 }
 
 impl std::fmt::Debug for Template {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Template").field("thinking", &self.thinking).field("tool_tag", &self.tool_tag).finish()
+        f.debug_struct("Template").field("tags", &self.tags).finish_non_exhaustive()
     }
 }
 
@@ -58,21 +56,15 @@ impl Template {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_template_owned(NAME, source.to_owned()).map_err(|e| explain(&e))?;
-        Ok(Template {
-            environment,
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-            thinking: thinking::Tags::of_template(source),
-            tool_tag: tools::tag_of_template(source),
-        })
+        Ok(Template { environment, bos: bos.to_owned(), eos: eos.to_owned(), tags: Tags::of_template(source) })
     }
 
     pub fn knows_thinking(&self) -> bool {
-        self.thinking.is_some()
+        self.tags.thinking.is_some()
     }
 
     pub fn knows_tools(&self) -> bool {
-        self.tool_tag.is_some()
+        self.tags.tool.is_some()
     }
 
     /// Writes the conversation. A last message from the assistant is put behind the opening of the assistant's turn.
@@ -87,13 +79,13 @@ impl Template {
         let mut text = self.evaluate(history, request, true)?;
         // What the opening adds is written differently once the answer is history.
         let closed = self.evaluate(history, request, false)?;
-        let stable_bytes = common_prefix(&text, &closed);
-        let mut starts_in_thinking = self.thinking.as_ref().is_some_and(|tags| text.trim_end().ends_with(tags.open));
+        let stable_bytes = super::common_prefix(&text, &closed);
+        let mut starts_in_thinking = self.tags.open_at_end(&text);
         if let Some(prefill) = prefill {
-            if let Some(tags) = self.thinking.as_ref().filter(|_| starts_in_thinking) {
+            if let Some(tags) = self.tags.thinking.as_ref().filter(|_| starts_in_thinking) {
                 text.push_str(prefill.thinking.as_deref().unwrap_or(""));
                 if !prefill.content.is_empty() {
-                    text.push_str(tags.close);
+                    text.push_str(&tags.close);
                     text.push_str("\n\n");
                     starts_in_thinking = false;
                 }
@@ -113,7 +105,7 @@ impl Template {
             "bos_token": self.bos,
             "eos_token": self.eos,
         });
-        if self.thinking.is_some() {
+        if self.tags.thinking.is_some() {
             let thinks = request.think != Think::Off;
             context["enable_thinking"] = json!(thinks);
             context["thinking"] = json!(thinks);
@@ -131,17 +123,8 @@ impl Template {
     }
 
     /// Makes the reader of the answer to `prompt`.
-    pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parse> {
-        // A template may open reasoning even if it was asked not to; then it has to be told apart all the same.
-        let splits = request.think != Think::Off || prompt.starts_in_thinking;
-        let is_prefilled = request.messages.last().is_some_and(|m| m.role == Role::Assistant && !m.content.is_empty());
-        let thinking = self.thinking.as_ref().filter(|_| splits && (!is_prefilled || prompt.starts_in_thinking));
-        let tag = self.tool_tag.filter(|_| !request.tools.is_empty());
-        Box::new(Parser {
-            thinking: thinking.map(|tags| thinking::Splitter::new(tags, prompt.starts_in_thinking)),
-            tools: tag.map(|tag| tools::Finder::new(tag, &request.tools)),
-            split: Vec::new(),
-        })
+    pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
+        self.tags.parser(request, prompt)
     }
 }
 
@@ -232,64 +215,6 @@ fn explain(error: &minijinja::Error) -> Error {
     let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
     Error::Template(format!("{kind}{detail}{line}"))
-}
-
-/// Bytes that both begin with, up to a character boundary.
-fn common_prefix(a: &str, b: &str) -> usize {
-    let mut at = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    while !a.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
-}
-
-/// Reasoning first, then calls in what is left.
-struct Parser {
-    thinking: Option<thinking::Splitter>,
-    tools: Option<tools::Finder>,
-    /// Reused from push to push.
-    split: Vec<Piece>,
-}
-
-impl Parser {
-    fn find_calls(&mut self, out: &mut Vec<Piece>) {
-        for piece in self.split.drain(..) {
-            match (piece, &mut self.tools) {
-                (Piece::Content(text), Some(tools)) => tools.push(&text, out),
-                (piece, _) => append(out, piece),
-            }
-        }
-    }
-}
-
-impl Parse for Parser {
-    fn push(&mut self, text: &str, out: &mut Vec<Piece>) {
-        match &mut self.thinking {
-            Some(thinking) => thinking.push(text, &mut self.split),
-            None => self.split.push(Piece::Content(text.to_owned())),
-        }
-        self.find_calls(out);
-    }
-
-    fn finish(&mut self, out: &mut Vec<Piece>) {
-        if let Some(thinking) = &mut self.thinking {
-            thinking.finish(&mut self.split);
-        }
-        self.find_calls(out);
-        if let Some(tools) = &mut self.tools {
-            tools.finish(out);
-        }
-    }
-}
-
-/// Adds a piece, to the last one if it is of the same kind.
-fn append(out: &mut Vec<Piece>, piece: Piece) {
-    match (out.last_mut(), piece) {
-        (Some(Piece::Content(last)), Piece::Content(text)) => last.push_str(&text),
-        (Some(Piece::Thinking(last)), Piece::Thinking(text)) => last.push_str(&text),
-        (_, Piece::Content(text) | Piece::Thinking(text)) if text.is_empty() => {}
-        (_, piece) => out.push(piece),
-    }
 }
 
 #[cfg(test)]

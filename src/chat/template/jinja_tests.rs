@@ -1,4 +1,5 @@
 use super::*;
+use crate::chat::Piece;
 use crate::chat::{Tool, ToolCall};
 
 const CHATML: &str = "{%- for m in messages %}
