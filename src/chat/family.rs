@@ -186,6 +186,16 @@ impl Family {
         }
     }
 
+    /// What ends the reasoning of an answer, where there is reasoning.
+    pub fn thinking_end(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::DeepSeekV4(_) => Some(deepseek_v4::END_THINK),
+            Kind::Go(template) => template.thinking_end(),
+            Kind::Jinja(template) => template.thinking_end(),
+            Kind::Plain => None,
+        }
+    }
+
     /// Makes the reader of the answer to `prompt`, which was rendered from `request`.
     pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
         match &self.kind {

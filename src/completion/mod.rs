@@ -65,6 +65,8 @@ pub struct Answer {
     /// Which of the chosen experts are computed; `None` = what the model is loaded with.
     pub routing: Option<Routing>,
     pub limits: Limits,
+    /// What the answer must look like, once its reasoning has ended.
+    pub form: Option<sampler::Form>,
     /// Collect the ids of prompt and answer for [`Done::tokens`].
     pub keep_tokens: bool,
 }
@@ -93,6 +95,19 @@ pub async fn prepare(
 /// What the scheduler refuses.
 pub async fn start(lease: Lease, prepared: Prepared, answer: Answer) -> Result<Completion, Error> {
     let tokenizer = Arc::clone(lease.tokenizer());
+    let constraint = match answer.form {
+        Some(form) => {
+            let (constrain, after) = (lease.constrain(), prepared.answer_after);
+            let compiled =
+                tokio::task::spawn_blocking(move || constrain(&form)).await.map_err(|_| Error::Preparation)?;
+            let constraint = compiled.map_err(scheduler::Error::from)?;
+            Some(match &after {
+                Some(text) => constraint.after(text),
+                None => constraint,
+            })
+        }
+        None => None,
+    };
     let tokens = if answer.keep_tokens { prepared.tokens.clone() } else { Vec::new() };
     let events = lease
         .generate(Generate {
@@ -101,6 +116,7 @@ pub async fn start(lease: Lease, prepared: Prepared, answer: Answer) -> Result<C
             limits: answer.limits,
             checkpoint_at: prepared.checkpoint_at,
             routing: answer.routing,
+            constraint,
         })
         .await?;
     Ok(Completion {

@@ -30,6 +30,8 @@ pub struct Prepared {
     pub(super) checkpoint_at: Vec<usize>,
     /// `None`: the answer is all content.
     pub(super) parser: Option<Box<dyn Parser>>,
+    /// The prompt opened the reasoning; the answer proper follows this text.
+    pub(super) answer_after: Option<String>,
     pub truncated: Option<Truncated>,
 }
 
@@ -53,13 +55,20 @@ pub(super) fn prepare(
         Input::Raw(text) => {
             let tokens = tokenizer.encode_prompt(&text)?;
             fits(tokens.len(), space)?;
-            Ok(Prepared { text, checkpoint_at: Vec::new(), tokens, parser: None, truncated: None })
+            Ok(Prepared { text, checkpoint_at: Vec::new(), tokens, parser: None, answer_after: None, truncated: None })
         }
         Input::Insert { prefix, suffix } => {
             let prompt = family.render_insert(&prefix, &suffix)?;
             let tokens = tokenizer.encode_prompt(&prompt.text)?;
             fits(tokens.len(), space)?;
-            Ok(Prepared { checkpoint_at: Vec::new(), text: prompt.text, tokens, parser: None, truncated: None })
+            Ok(Prepared {
+                checkpoint_at: Vec::new(),
+                text: prompt.text,
+                tokens,
+                parser: None,
+                answer_after: None,
+                truncated: None,
+            })
         }
         Input::Chat { request, context } => chat(family, tokenizer, request, context, space),
     }
@@ -94,7 +103,9 @@ fn chat(
     fits(tokens.len(), space)?;
     let checkpoint_at =
         if context.is_empty() { stable_positions(family, tokenizer, &request, &prompt, &tokens) } else { Vec::new() };
-    Ok(Prepared { parser: Some(family.parser(&request, &prompt)), text: prompt.text, tokens, checkpoint_at, truncated })
+    let answer_after = family.thinking_end().filter(|_| prompt.starts_in_thinking).map(str::to_owned);
+    let parser = Some(family.parser(&request, &prompt));
+    Ok(Prepared { parser, answer_after, text: prompt.text, tokens, checkpoint_at, truncated })
 }
 
 fn write(

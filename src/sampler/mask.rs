@@ -25,6 +25,13 @@ impl Mask {
         self.words.get(token.0 as usize / 32).is_some_and(|word| word >> (token.0 % 32) & 1 == 1)
     }
 
+    /// The set that these words say; missing words allow nothing.
+    pub(super) fn copy_from(&mut self, words: &[u32]) {
+        for (i, word) in self.words.iter_mut().enumerate() {
+            *word = words.get(i).copied().unwrap_or(0);
+        }
+    }
+
     /// Makes every token that is not allowed impossible.
     pub(super) fn apply(&self, logits: &mut [f32]) {
         for (i, chunk) in logits.chunks_mut(32).enumerate() {

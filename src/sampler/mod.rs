@@ -11,6 +11,7 @@
 
 use crate::ids::TokenId;
 
+mod constraint;
 mod filters;
 mod logprobs;
 mod mask;
@@ -21,6 +22,7 @@ mod reference;
 mod rng;
 mod vector;
 
+pub use constraint::{Compiler, Constraint, Form, Spelled};
 use filters::Candidate;
 use logprobs::Logprobs;
 pub use mask::Mask;
@@ -154,6 +156,9 @@ pub enum Error {
     Vocabulary { found: usize, n_vocab: usize },
     #[error("no token is allowed here")]
     NoCandidate,
+    /// A form that cannot be compiled, or an answer that left its form.
+    #[error("the form of the answer: {0}")]
+    Constraint(String),
     #[error("the model computed `{value}` for token {token}")]
     NotANumber { token: u32, value: f32 },
 }

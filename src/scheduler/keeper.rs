@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +19,7 @@ use super::spec::Identity;
 use super::worker::{Setup, Worker};
 use super::{Error, LoadOptions, Loaded, ModelSpec, Settings};
 use crate::engine::{self, Engine, EngineInfo, machine};
+use crate::sampler::{self, Compiler};
 use crate::telemetry::Metrics;
 use crate::tokens::Tokenizer;
 
@@ -60,6 +61,8 @@ pub(super) struct Ready {
     pub(super) spec: Arc<ModelSpec>,
     pub(super) info: Arc<EngineInfo>,
     pub(super) tokenizer: Arc<Tokenizer>,
+    /// Made when the first request asks for a form.
+    pub(super) compiler: OnceLock<Result<Compiler, sampler::Error>>,
     pub(super) jobs: mpsc::Sender<super::sequence::Job>,
     pub(super) control: Arc<Control>,
     /// Weights that stand in the page cache, which the system counts as free.
@@ -403,6 +406,7 @@ impl Thread {
             spec: self.spec.clone(),
             info,
             tokenizer,
+            compiler: OnceLock::new(),
             jobs: sender,
             control: self.control.clone(),
             mapped_bytes,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::EngineInfo;
-use crate::sampler::Sampler;
+use crate::sampler::{self, Compiler, Constraint, Form, Sampler, Spelled};
 use crate::telemetry::Metrics;
 use crate::tokens::{self, Tokenizer};
 
@@ -204,6 +204,20 @@ impl Lease {
         &self.ready.tokenizer
     }
 
+    /// Compiles forms of answers for this model; the first call takes a moment for a large vocabulary. Not for an async thread.
+    pub fn constrain(&self) -> impl FnOnce(&Form) -> Result<Constraint, sampler::Error> + Send + use<> {
+        let ready = Arc::clone(&self.ready);
+        move |form| {
+            let compiler = ready.compiler.get_or_init(|| {
+                let spell =
+                    |(bytes, is_control)| if is_control { Spelled::Control(bytes) } else { Spelled::Bytes(bytes) };
+                // A model may have logits for more tokens than its vocabulary names; a mask does not allow those.
+                Compiler::new(ready.tokenizer.pieces().map(spell), ready.tokenizer.ends())
+            });
+            compiler.as_ref().map_err(Clone::clone)?.compile(form)
+        }
+    }
+
     /// How long this lease waited for its model.
     pub fn load(&self) -> Duration {
         self.load
@@ -239,6 +253,7 @@ impl Lease {
             routing: request.routing.unwrap_or_else(|| ready.spec.settings.routing.clone()),
             max_tokens: request.limits.max_tokens,
             sampler: Sampler::new(&params, info.n_vocab)?,
+            constraint: request.constraint,
             text: tokens::Stream::new(ready.tokenizer.clone(), request.limits.stop),
             client: Client::new(sender, Box::new(hold)),
             load,

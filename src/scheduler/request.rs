@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Error;
 use crate::engine::{KvType, Routing, routing};
 use crate::ids::TokenId;
-use crate::sampler::{self, Scored};
+use crate::sampler::{self, Constraint, Scored};
 
 /// Work for one sequence.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct Generate {
     pub checkpoint_at: Vec<usize>,
     /// Which of the chosen experts are computed; `None` = what the model is loaded with.
     pub routing: Option<Routing>,
+    /// What the answer must look like; from [`super::Lease::constrain`] of the same model.
+    pub constraint: Option<Constraint>,
 }
 
 /// When an answer ends.

@@ -12,7 +12,7 @@ use super::batch::Want;
 use super::{DoneReason, Error, Event, Logprob, Stats};
 use crate::engine::Routing;
 use crate::ids::TokenId;
-use crate::sampler::Sampler;
+use crate::sampler::{Constraint, Sampler};
 use crate::tokens;
 
 /// States worth remembering within one prompt; more cost steps and memory and are rarely found again.
@@ -28,6 +28,7 @@ pub(super) struct Job {
     pub(super) routing: Routing,
     pub(super) max_tokens: Option<usize>,
     pub(super) sampler: Sampler,
+    pub(super) constraint: Option<Constraint>,
     pub(super) text: tokens::Stream,
     pub(super) client: Client,
     /// Until the model was ready.
@@ -120,6 +121,7 @@ pub(super) struct Sequence {
     /// Where to stop prefill and remember the state; the next one is last.
     cuts: Vec<usize>,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     stream: tokens::Stream,
     pub(super) client: Client,
     max_tokens: Option<usize>,
@@ -149,6 +151,7 @@ impl Sequence {
             computed: reused,
             cuts,
             sampler,
+            constraint: job.constraint,
             stream: job.text,
             client: job.client,
             max_tokens: job.max_tokens,
@@ -204,17 +207,24 @@ impl Sequence {
     /// Chooses the next token from `logits` (`f32 [n_vocab]`) and tells the client. `Some` when the answer has ended.
     ///
     /// # Errors
-    /// [`Error::Sampler`] for broken logits.
+    /// [`Error::Sampler`] for broken logits, and when the form of the answer cannot be followed any further.
     pub(super) fn sample(&mut self, logits: &mut [f32], now: Instant) -> Result<Option<DoneReason>, Error> {
         if self.max_tokens == Some(0) {
             return Ok(Some(DoneReason::Length));
         }
-        let choice = self.sampler.sample(logits, None)?;
+        let mask = match &mut self.constraint {
+            Some(constraint) => constraint.allowed()?,
+            None => None,
+        };
+        let choice = self.sampler.sample(logits, mask)?;
         let token = choice.token;
         let logprob = choice
             .logprob
             .map(|logprob| Logprob { token: crate::sampler::Scored { token, logprob }, top: choice.top.to_vec() });
         self.sampler.accept(&[token]);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token)?;
+        }
         self.tokens.push(token);
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);

@@ -194,6 +194,12 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The bytes of every token in the order of the ids, and whether it is a token of its own kind that ordinary text does not contain.
+    pub fn pieces(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        let added = self.inner.get_added_tokens_decoder();
+        (0..self.n_vocab() as u32).map(move |id| (self.piece(TokenId(id)), added.contains_key(&id)))
+    }
+
     pub fn n_vocab(&self) -> usize {
         self.pieces.len()
     }

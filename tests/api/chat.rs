@@ -263,9 +263,9 @@ fn the_first_fault_in_the_order_of_the_checks_is_answered() {
             "tool 0 has no `function` with a `name`",
         ),
         (
-            r#"{"model": "tiny", "messages": [{"role": "user", "content": "A"}], "format": "json"}"#,
-            501,
-            "structured output (`format`) is not built into this version of fathom yet",
+            r#"{"model": "tiny", "messages": [{"role": "user", "content": "A"}], "format": {"type": "nonsense"}}"#,
+            400,
+            "the form of the answer: NONSENSE",
         ),
         (
             r#"{"model": "tiny", "messages": [{"role": "user", "content": "A"}], "format": 7}"#,
@@ -277,6 +277,49 @@ fn the_first_fault_in_the_order_of_the_checks_is_answered() {
         let expected = format!("{status} application/json; charset=utf-8\n{}\n", json!({ "error": text }));
         assert_eq!(transcript::of(&reply), expected, "request `{body}`");
     }
+}
+
+/// Whatever the model would rather say: the answer is a document of the asked form, and reasoning stays as it is.
+#[test]
+fn answers_have_the_form_that_was_asked_for() {
+    let schema = json!({
+        "type": "object", "properties": {"ok": {"type": "boolean"}, "city": {"enum": ["Rome", "Paris"]}}, "required": ["ok", "city"],
+        "additionalProperties": false
+    });
+    for (think, answer, thinking) in [
+        (false, "I do not want to.", None),
+        (false, "{\"ok\": true, \"city\": \"Paris\"} and more", None),
+        (true, "First [I] think.</think>Then I talk.", Some("First [I] think.")),
+        (true, "So.</think>{\"ok\": false, \"city\": \"Rome\"}", Some("So.")),
+    ] {
+        let server = Server::start(answers(&[answer]));
+        let mut request =
+            json!({"model": "tiny", "messages": [user("A")], "stream": false, "think": think, "format": schema});
+        request["options"] = json!({"seed": 7, "num_predict": 200});
+        let reply = server.post("/api/chat", &request).json();
+        assert_eq!(reply["done_reason"], "stop", "{reply}");
+        let document: Value = serde_json::from_str(reply["message"]["content"].as_str().unwrap()).unwrap();
+        assert!(document["ok"].is_boolean() && document["city"].is_string(), "{document}");
+        assert_eq!(document.as_object().unwrap().len(), 2, "{document}");
+        assert_eq!(reply["message"]["thinking"].as_str(), thinking, "{reply}");
+        if answer.contains("Paris") {
+            assert_eq!(document, json!({"ok": true, "city": "Paris"}), "what fits is left as it is");
+        }
+    }
+}
+
+/// Cut by its budget, an answer need not be whole, and says so.
+#[test]
+fn a_form_that_is_cut_off_ends_with_length() {
+    let server = Server::start(answers(&["{\"text\": \"a long story\"}", "{\"a\": 1}"]));
+    let mut request =
+        json!({"model": "tiny", "messages": [user("A")], "stream": false, "think": false, "format": "json"});
+    request["options"] = json!({"num_predict": 8});
+    let reply = server.post("/api/chat", &request).json();
+    assert_eq!(reply["done_reason"], "length");
+    assert!(reply["message"]["content"].as_str().unwrap().starts_with("{\"text"), "{reply}");
+    request["options"] = json!({"temperature": 0});
+    assert_eq!(server.post("/api/chat", &request).json()["message"]["content"], "{\"a\": 1}");
 }
 
 #[test]

@@ -296,16 +296,6 @@ fn the_first_fault_in_the_order_of_the_checks_is_answered() {
             r#"invalid format: "\"xml\""; expected "json" or a valid JSON Schema object"#,
         ),
         (
-            r#"{"model": "tiny", "prompt": "A", "format": "json"}"#,
-            501,
-            "structured output (`format`) is not built into this version of fathom yet",
-        ),
-        (
-            r#"{"model": "tiny", "prompt": "A", "format": {"type": "object"}}"#,
-            501,
-            "structured output (`format`) is not built into this version of fathom yet",
-        ),
-        (
             r#"{"model": "tiny", "prompt": "A", "template": "{{ .Prompt }"}"#,
             500,
             "the model's chat template failed: unexpected '}' in an action (line 1)",

@@ -111,7 +111,7 @@ pub async fn chat(
     if messages.is_empty() {
         return Ok(special(model, Some("load"), None));
     }
-    inference::refuse_format(request.format.as_ref())?;
+    let form = inference::form(request.format)?;
 
     // The model's own system text gives way to one of the client's, its stored messages come before the conversation.
     let system = subject
@@ -129,7 +129,7 @@ pub async fn chat(
         let debug = answer::Debug { rendered_template: prepared.text, image_count: 0 };
         return Ok(special(model, None, Some(debug)));
     }
-    let completion = inference::start(lease, prepared, options, &terms, false).await?;
+    let completion = inference::start(lease, prepared, options, &terms, form, false).await?;
     let lines = inference::lines(completion);
     if request.stream.unwrap_or(true) {
         let lines = lines.map(move |line| Ok(wire(model.clone(), line?, started)));

@@ -51,7 +51,7 @@ pub struct GenerateRequest {
 pub async fn generate(
     State(app): State<AppState>,
     local: Local,
-    Body(request): Body<GenerateRequest>,
+    Body(mut request): Body<GenerateRequest>,
 ) -> Result<Response, Error> {
     let started = Instant::now();
     let terms = Terms::new(
@@ -89,7 +89,7 @@ pub async fn generate(
     if request.prompt.is_empty() {
         return Ok(special(request.model.into(), Some("load"), None));
     }
-    inference::refuse_format(request.format.as_ref())?;
+    let form = inference::form(request.format.take())?;
     let family = match request.template.as_str() {
         "" => subject.target.family.clone(),
         template => {
@@ -122,7 +122,7 @@ pub async fn generate(
         let debug = answer::Debug { rendered_template: prepared.text, image_count: 0 };
         return Ok(special(model, None, Some(debug)));
     }
-    let completion = inference::start(lease, prepared, options, &terms, !raw).await?;
+    let completion = inference::start(lease, prepared, options, &terms, form, !raw).await?;
     let lines = inference::lines(completion);
     if stream.unwrap_or(true) {
         let mut calls = Vec::new();

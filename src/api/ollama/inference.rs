@@ -16,6 +16,7 @@ use crate::api::{AppState, Error};
 use crate::chat::{Message, Role, Think};
 use crate::completion::{self, Completion, Done, Event, Overflow, Prepared, Target};
 use crate::engine::Routing;
+use crate::sampler::Form;
 use crate::scheduler::{KeepAlive, Lease, Limits, LoadOptions};
 use crate::store::{self, Capability, Model, Name};
 
@@ -74,16 +75,16 @@ fn read_think(value: Option<&Value>) -> Result<Think, Error> {
     })
 }
 
-/// Constrained output is not built: asking for it is refused, asking for nonsense is refused as Ollama does.
+/// The form that an answer is to have.
 ///
 /// # Errors
-/// Whenever a format is asked for.
-pub(super) fn refuse_format(format: Option<&Value>) -> Result<(), Error> {
+/// [`Error::Format`] for what is neither `"json"` nor an object.
+pub(super) fn form(format: Option<Value>) -> Result<Option<Form>, Error> {
     match format {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::String(text)) if text.is_empty() => Ok(()),
-        Some(Value::Object(_)) => Err(not_built("structured output (`format`)")),
-        Some(Value::String(text)) if text == "json" => Err(not_built("structured output (`format`)")),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) if text == "json" => Ok(Some(Form::Json)),
+        Some(schema @ Value::Object(_)) => Ok(Some(Form::Schema(schema))),
         Some(other) => Err(Error::Format(format!("{:?}", other.to_string()))),
     }
 }
@@ -329,6 +330,7 @@ pub(super) async fn start(
     prepared: Prepared,
     options: Options,
     terms: &Terms,
+    form: Option<Form>,
     keep_tokens: bool,
 ) -> Result<Completion, Error> {
     let max_tokens = options.max_tokens();
@@ -338,6 +340,7 @@ pub(super) async fn start(
         params,
         routing: options.routing,
         limits: Limits { max_tokens, stop: options.stop, ignore_end_token: false },
+        form,
         keep_tokens,
     };
     Ok(completion::start(lease, prepared, answer).await?)

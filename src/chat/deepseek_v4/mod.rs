@@ -35,7 +35,7 @@ const ASSISTANT: &str = "<｜Assistant｜>";
 const SYSTEM: &str = "<｜System｜>";
 const REMINDER: &str = "<｜latest_reminder｜>";
 const THINK: &str = "<think>";
-const END_THINK: &str = "</think>";
+pub(super) const END_THINK: &str = "</think>";
 
 /// Which release's encoder is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -122,6 +122,11 @@ impl Template {
         template.render(Value::from(Serde(context))).map_err(|e| explain(&e))
     }
 
+    /// What ends the reasoning of an answer.
+    pub fn thinking_end(&self) -> Option<&str> {
+        self.tags.thinking.as_ref().map(|tags| &*tags.close)
+    }
+
     /// Makes the reader of the answer to `prompt`.
     pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
         self.tags.parser(request, prompt)

@@ -123,6 +123,11 @@ impl Template {
         Ok(Prompt { starts_in_thinking: false, stable_bytes: text.len(), text })
     }
 
+    /// What ends the reasoning of an answer.
+    pub fn thinking_end(&self) -> Option<&str> {
+        self.tags.thinking.as_ref().map(|tags| &*tags.close)
+    }
+
     /// Makes the reader of the answer to `prompt`.
     pub fn parser(&self, request: &Request, prompt: &Prompt) -> Box<dyn Parser> {
         self.tags.parser(request, prompt)
