@@ -14,8 +14,12 @@
 // Tokens whose sums stay in the first cache beside a panel and their activations.
 #define PANEL_CHUNK (1024 / TILE_ROWS < 128 ? 1024 / TILE_ROWS : 128)
 
-// Sums stay in registers only if every loop around them is unrolled.
+// Sums stay in registers only if every loop around them is unrolled. Plain C has none to keep, and takes minutes to compile unrolled.
+#if defined(FATHOM_FOR_AVX512) || defined(FATHOM_FOR_AVX2) || defined(FATHOM_FOR_NEON)
 #define PANEL_UNROLL _Pragma("GCC unroll 16")
+#else
+#define PANEL_UNROLL
+#endif
 
 // Columns 32b.. of PANEL_ROWS rows.
 typedef struct panel {
