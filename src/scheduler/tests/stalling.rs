@@ -46,6 +46,7 @@ impl Bench {
             routing: engine::Routing::Off,
             max_tokens: Some(max_tokens),
             sampler: Sampler::new(&params, N_VOCAB).expect("good parameters"),
+            constraint: None,
             text: tokens::Stream::new(tokenizer(), Vec::new()),
             client: Client::new(sender, Box::new(lease)),
             load: Duration::ZERO,

@@ -65,14 +65,14 @@ pub(super) fn parse(source: &str) -> Result<Tree, Fault> {
     };
     let (root, end) = parser.nodes()?;
     match end {
-        End::Source => Ok(Tree { root, defined: parser.defined }),
-        End::Else(_, line) => Err(Fault::at(line, "`else` without `if`")),
-        End::End(line) => Err(Fault::at(line, "`end` without a block")),
+        Stop::Source => Ok(Tree { root, defined: parser.defined }),
+        Stop::Else(_, line) => Err(Fault::at(line, "`else` without `if`")),
+        Stop::End(line) => Err(Fault::at(line, "`end` without a block")),
     }
 }
 
 /// What stopped a list of nodes.
-enum End {
+enum Stop {
     Source,
     End(usize),
     /// The rest of the `else` action.
@@ -90,7 +90,7 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn nodes(&mut self) -> Result<(Vec<Node>, End), Fault> {
+    fn nodes(&mut self) -> Result<(Vec<Node>, Stop), Fault> {
         let mut nodes = Vec::new();
         while let Some(piece) = self.pieces.next() {
             let tokens = match piece {
@@ -111,8 +111,8 @@ impl Parser<'_> {
             let rest = &tokens[1..];
             match word.as_str() {
                 "if" | "with" | "range" => nodes.push(self.block(word, rest, line)?),
-                "end" if rest.is_empty() => return Ok((nodes, End::End(line))),
-                "else" => return Ok((nodes, End::Else(rest.to_vec(), line))),
+                "end" if rest.is_empty() => return Ok((nodes, Stop::End(line))),
+                "else" => return Ok((nodes, Stop::Else(rest.to_vec(), line))),
                 "break" | "continue" if rest.is_empty() => {
                     if self.loops == 0 {
                         return Err(Fault::at(line, format!("`{word}` outside of `range`")));
@@ -140,7 +140,7 @@ impl Parser<'_> {
                 _ => nodes.push(Node::Action(self.whole_pipe(&tokens)?)),
             }
         }
-        Ok((nodes, End::Source))
+        Ok((nodes, Stop::Source))
     }
 
     /// The body of `define` or `block`, which sees none of the variables around it.
@@ -151,12 +151,12 @@ impl Parser<'_> {
         self.variables = outside;
         self.loops = loops;
         match body {
-            (nodes, End::End(_)) => {
+            (nodes, Stop::End(_)) => {
                 self.defined.insert(name, nodes);
                 Ok(())
             }
-            (_, End::Else(_, line)) => Err(Fault::at(line, "`else` in a definition")),
-            (_, End::Source) => Err(Fault::at(line, "a definition has no `end`")),
+            (_, Stop::Else(_, line)) => Err(Fault::at(line, "`else` in a definition")),
+            (_, Stop::Source) => Err(Fault::at(line, "a definition has no `end`")),
         }
     }
 
@@ -171,9 +171,9 @@ impl Parser<'_> {
             parser.variables.truncate(inner);
             parser.loops -= usize::from(word == "range");
             let otherwise = match end {
-                End::End(_) => Vec::new(),
-                End::Source => return Err(Fault::at(line, format!("`{word}` has no `end`"))),
-                End::Else(tokens, line) => parser.otherwise(word, &tokens, line)?,
+                Stop::End(_) => Vec::new(),
+                Stop::Source => return Err(Fault::at(line, format!("`{word}` has no `end`"))),
+                Stop::Else(tokens, line) => parser.otherwise(word, &tokens, line)?,
             };
             parser.variables.truncate(visible);
             Ok(match word {
@@ -188,9 +188,9 @@ impl Parser<'_> {
     fn otherwise(&mut self, of: &str, tokens: &[Token], line: usize) -> Result<Vec<Node>, Fault> {
         match tokens.first().map(|token| &token.kind) {
             None => match self.nodes()? {
-                (nodes, End::End(_)) => Ok(nodes),
-                (_, End::Else(_, line)) => Err(Fault::at(line, "a second `else`")),
-                (_, End::Source) => Err(Fault::at(line, "`else` has no `end`")),
+                (nodes, Stop::End(_)) => Ok(nodes),
+                (_, Stop::Else(_, line)) => Err(Fault::at(line, "a second `else`")),
+                (_, Stop::Source) => Err(Fault::at(line, "`else` has no `end`")),
             },
             Some(Kind::Word(word)) if word == of && of != "range" => Ok(vec![self.block(of, &tokens[1..], line)?]),
             Some(_) => Err(Fault::at(line, "unexpected words behind `else`")),
@@ -405,7 +405,7 @@ impl Tree {
 
 /// The innermost list that has such a node itself.
 fn innermost<'a>(nodes: &'a [Node], is: &mut impl FnMut(&Node) -> bool) -> Option<&'a [Node]> {
-    if nodes.iter().any(|node| is(node)) {
+    if nodes.iter().any(&mut *is) {
         return Some(nodes);
     }
     nodes.iter().flat_map(Node::lists).find_map(|list| innermost(list, is))
