@@ -279,7 +279,7 @@ fn routing_profiles_come_along() {
     use std::ops::ControlFlow;
 
     let folder = tempfile::tempdir().expect("a folder");
-    let store = fathom::store::Store::open(&folder.path().join("store")).expect("a store");
+    let store = fathom::store::Store::open(folder.path().join("store")).expect("a store");
     let file = folder.path().join("m.gguf");
     std::fs::write(&file, tiny_gguf(&[])).expect("a file");
     let made = |name: &str, base: Base| {
