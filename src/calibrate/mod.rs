@@ -1,6 +1,6 @@
 //! A routing profile from text: which experts of a token can be left out, layer by layer, and what that costs.
 //!
-//! No weight is trained. The model reads the text once with all experts and tells what every chosen expert gave ([`trace`]); from that the local error of any
+//! No weight is trained. The model reads the text once with all experts and tells what every chosen expert gave ([`mod@trace`]); from that the local error of any
 //! choice is exact, so every setting of a layer's rule is priced without running the model again ([`curve`]). How much a layer's error matters is measured
 //! by cutting that layer alone. Then experts are shared out among the layers so that the whole loses least ([`allocate`]), thresholds are moved until the
 //! running model keeps as many as were wanted, and the result is measured on text that took no part, beside policies that need no

@@ -29,7 +29,7 @@ pub(super) fn padded(n_ctx: usize) -> usize {
     n_ctx.saturating_add(ROUND - 1) / ROUND * ROUND
 }
 
-/// See [`super::super::plan`].
+/// See [`mod@super::super::plan`].
 ///
 /// What is left open is filled in this order: one sequence of the trained context, as far as memory goes; then as many
 /// sequences of it, up to [`DEFAULT_SEQUENCES`].

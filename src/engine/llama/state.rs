@@ -38,7 +38,7 @@ pub(super) fn write(to: &mut dyn Write, fingerprint: &[u8; 32], next: Pos, state
     Ok(())
 }
 
-/// Reads what [`write`] wrote. `limit_bytes` is more than a state can have, so that a length from a file allocates nothing absurd.
+/// Reads what [`write()`] wrote. `limit_bytes` is more than a state can have, so that a length from a file allocates nothing absurd.
 ///
 /// # Errors
 /// [`Error::State`] for bytes of something else, of another model or damaged ones.

@@ -1,6 +1,6 @@
 //! Go templates as Ollama models bring them (TEMPLATE), with Ollama's data and functions.
 //!
-//! [`lex`] and [`parse`] make a tree of the text, [`eval`] walks it, [`conversation`] makes the data. A template is a program by a
+//! `lex` and `parse` make a tree of the text, `eval` walks it, `conversation` makes the data. A template is a program by a
 //! stranger: its depth is bounded when it is parsed, its steps and its output when it runs, in proportion to the conversation.
 //!
 //! A template that reads `.Messages` is run once with the whole conversation. An older one is run for every turn with `.System`,
