@@ -1,7 +1,7 @@
 //! What an answer must look like, as masks of the tokens that may come next. Grammars are compiled and walked by llguidance.
 //!
 //! A [`Compiler`] is made once for each vocabulary, a [`Constraint`] for each answer. One that starts after a text (the end of the
-//! reasoning) allows everything until the answer has said it, and begins with the next byte.
+//! reasoning) allows everything but an end until the answer has said it, and begins with the next byte.
 
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ pub enum Form {
 pub struct Compiler {
     factory: ParserFactory,
     tokens: Arc<[Box<[u8]>]>,
+    /// All but the end tokens.
+    goes_on: Arc<Mask>,
 }
 
 /// How one token of a vocabulary is seen by grammars.
@@ -69,7 +71,8 @@ impl Compiler {
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices).map_err(failed)?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Compiler { factory, tokens: bytes.into() })
+        let ends: Vec<TokenId> = ends.into_iter().map(TokenId).collect();
+        Ok(Compiler { factory, goes_on: Arc::new(Mask::all_but(bytes.len(), &ends)), tokens: bytes.into() })
     }
 
     /// Compiles a form. It takes milliseconds, for a large schema more: not for an async thread.
@@ -94,6 +97,7 @@ impl Compiler {
         Ok(Constraint {
             matcher: Matcher::new(Ok(parser)),
             tokens: Arc::clone(&self.tokens),
+            goes_on: Arc::clone(&self.goes_on),
             waits_for: Vec::new(),
             said: Vec::new(),
             mask: Mask::none(self.tokens.len()),
@@ -118,7 +122,8 @@ fn failed(error: impl std::fmt::Display) -> Error {
 pub struct Constraint {
     matcher: Matcher,
     tokens: Arc<[Box<[u8]>]>,
-    /// Everything is allowed until the answer has said this; empty = nothing is waited for.
+    goes_on: Arc<Mask>,
+    /// Everything but an end is allowed until the answer has said this; empty = nothing is waited for.
     waits_for: Vec<u8>,
     /// The last bytes of the answer while it waits.
     said: Vec<u8>,
@@ -139,17 +144,17 @@ impl Constraint {
         self
     }
 
-    /// Which tokens may come next; `None` = all. End tokens are allowed where the form may end, and nothing else where it must.
+    /// Which tokens may come next. End tokens are allowed where the form may end, and nothing else where it must.
     ///
     /// # Errors
     /// [`Error::Constraint`] when the form needs too much work at this place.
-    pub fn allowed(&mut self) -> Result<Option<&Mask>, Error> {
+    pub fn allowed(&mut self) -> Result<&Mask, Error> {
         if !self.waits_for.is_empty() {
-            return Ok(None);
+            return Ok(&self.goes_on);
         }
         let allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
         self.mask.copy_from(allowed.as_slice());
-        Ok(Some(&self.mask))
+        Ok(&self.mask)
     }
 
     /// The token was chosen. It must be one that was allowed.
@@ -220,7 +225,7 @@ mod tests {
     fn walk(constraint: &mut Constraint, text: &str) -> Result<bool, usize> {
         for (at, byte) in text.bytes().enumerate() {
             let token = TokenId(u32::from(byte));
-            if constraint.allowed().unwrap().is_some_and(|mask| !mask.allows(token)) {
+            if !constraint.allowed().unwrap().allows(token) {
                 return Err(at);
             }
             constraint.accept(token).unwrap();
@@ -253,9 +258,9 @@ mod tests {
     #[test]
     fn a_finished_answer_can_only_end() {
         let mut constraint = compiler().compile(&Form::Json).unwrap();
-        assert!(!constraint.allowed().unwrap().unwrap().allows(END));
+        assert!(!constraint.allowed().unwrap().allows(END));
         walk(&mut constraint, "{}").unwrap();
-        let mask = constraint.allowed().unwrap().unwrap();
+        let mask = constraint.allowed().unwrap();
         assert!(mask.allows(END) && (0..256).all(|byte| !mask.allows(TokenId(byte))));
         constraint.accept(END).unwrap();
     }
@@ -267,7 +272,7 @@ mod tests {
         let compiler = compiler();
         let mut constraint = compiler.compile(&Form::Schema(schema.clone())).unwrap();
         for token in [258, u32::from(b'o'), u32::from(b'k'), 259, 260, u32::from(b'}')] {
-            assert!(constraint.allowed().unwrap().unwrap().allows(TokenId(token)), "{token}");
+            assert!(constraint.allowed().unwrap().allows(TokenId(token)), "{token}");
             constraint.accept(TokenId(token)).unwrap();
         }
         assert!(constraint.may_end());
@@ -283,6 +288,7 @@ mod tests {
         let compiler = compiler();
         let mut constraint = compiler.compile(&Form::Json).unwrap().after("</think>");
         assert_eq!(walk(&mut constraint, "any [text} at all </thin"), Ok(false));
+        assert!(!constraint.allowed().unwrap().allows(END), "an answer must follow");
         constraint.accept(THINK).unwrap();
         assert_eq!(walk(&mut constraint, "x"), Err(0));
         assert_eq!(walk(&mut constraint, "{}"), Ok(true));

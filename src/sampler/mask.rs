@@ -14,6 +14,17 @@ impl Mask {
         Mask { words: vec![0; n_vocab.div_ceil(32)] }
     }
 
+    /// Allows every token but these.
+    pub fn all_but(n_vocab: usize, forbidden: &[TokenId]) -> Self {
+        let mut mask = Mask { words: vec![u32::MAX; n_vocab.div_ceil(32)] };
+        for token in forbidden {
+            if let Some(word) = mask.words.get_mut(token.0 as usize / 32) {
+                *word &= !(1 << (token.0 % 32));
+            }
+        }
+        mask
+    }
+
     /// Allows `token`, if it is within the vocabulary.
     pub fn allow(&mut self, token: TokenId) {
         if let Some(word) = self.words.get_mut(token.0 as usize / 32) {

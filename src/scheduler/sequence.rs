@@ -213,7 +213,7 @@ impl Sequence {
             return Ok(Some(DoneReason::Length));
         }
         let mask = match &mut self.constraint {
-            Some(constraint) => constraint.allowed()?,
+            Some(constraint) => Some(constraint.allowed()?),
             None => None,
         };
         let choice = self.sampler.sample(logits, mask)?;

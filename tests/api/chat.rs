@@ -160,7 +160,7 @@ fn a_model_with_a_go_template_is_asked_in_its_words() {
     // What the template says about a conversation that it cannot write is the answer.
     let broken = Parts { template: Some("{{ index .Messages 7 }}"), ..Parts::default() };
     let server = Server::with_model(answers(&[]), model::metadata("llama"), &broken);
-    let reply = server.post("/api/chat", &request);
+    let reply = server.post("/api/chat", &json!({"model": "tiny", "messages": [user("A")]}));
     assert!(reply.text().contains("index 7 is out of range: there are 1 (line 1)"), "{}", reply.text());
 }
 
@@ -265,7 +265,7 @@ fn the_first_fault_in_the_order_of_the_checks_is_answered() {
         (
             r#"{"model": "tiny", "messages": [{"role": "user", "content": "A"}], "format": {"type": "nonsense"}}"#,
             400,
-            "the form of the answer: NONSENSE",
+            "the form of the answer: Invalid type: nonsense",
         ),
         (
             r#"{"model": "tiny", "messages": [{"role": "user", "content": "A"}], "format": 7}"#,

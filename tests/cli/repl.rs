@@ -204,7 +204,7 @@ fn commands_act_and_mistakes_are_explained() {
         ("/set verbose", "Set 'verbose' mode."),
         ("hello", "prompt eval count:"),
         ("/set format json", "Set format to 'json' mode."),
-        ("hello", "structured output (`format`) is not built into this version"),
+        ("{\"a\": 1}", ">>> {\"a\": 1}\r\n{\"a\": 1}\r\n"),
         ("/set noformat", "Disabled format."),
         ("/save mine", "Created new model 'mine'"),
         ("/list", "mine:latest"),

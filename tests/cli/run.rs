@@ -62,12 +62,15 @@ fn verbose_adds_times_and_counts_on_stderr() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_by_the_server() {
+fn an_answer_can_be_held_to_a_form() {
     let home = Home::new();
-    let server = home.serve(&home.script(&["Four."], 0));
+    let server = home.serve(&home.script(&["{\"sum\": 4} is what I say."], 0));
     home.model();
-    let text = home.ask(&server, &["run", "tiny.gguf", "--format", "json", "2+2?"]).error();
-    insta::assert_snapshot!("format_refused", text);
+    let schema = r#"{"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}"#;
+    let ran = home.ask(&server, &["run", "tiny.gguf", "--think=false", "--format", schema, "2+2?"]);
+    assert_eq!(ran.ok(), "{\"sum\": 4}\n\n");
+    let text = home.ask(&server, &["run", "tiny.gguf", "--format", r#"{"type": "nonsense"}"#, "2+2?"]).error();
+    assert!(text.contains("the form of the answer: Invalid type: nonsense"), "{text}");
 }
 
 #[test]
