@@ -159,7 +159,7 @@ fn a_model_with_a_go_template_is_asked_in_its_words() {
     assert_eq!(message["tool_calls"][0]["function"]["name"], "time");
     // What the template says about a conversation that it cannot write is the answer.
     let broken = Parts { template: Some("{{ index .Messages 7 }}"), ..Parts::default() };
-    let server = Server::with_model(answers(&[]), model::metadata("llama"), &broken);
+    let server = Server::with_model(answers(&["x"]), model::metadata("llama"), &broken);
     let reply = server.post("/api/chat", &json!({"model": "tiny", "messages": [user("A")]}));
     assert!(reply.text().contains("index 7 is out of range: there are 1 (line 1)"), "{}", reply.text());
 }

@@ -204,7 +204,6 @@ fn commands_act_and_mistakes_are_explained() {
         ("/set verbose", "Set 'verbose' mode."),
         ("hello", "prompt eval count:"),
         ("/set format json", "Set format to 'json' mode."),
-        ("{\"a\": 1}", ">>> {\"a\": 1}\r\n{\"a\": 1}\r\n"),
         ("/set noformat", "Disabled format."),
         ("/save mine", "Created new model 'mine'"),
         ("/list", "mine:latest"),
