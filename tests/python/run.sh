@@ -46,6 +46,8 @@ trap cleanup EXIT
 
 for engine in llama native; do
   echo "-- on $engine"
+  # Emptied here: the server's shell may do it after the first look below, which would find the address of the server before.
+  : >"$work/serve.log"
   # Port 0: the system chooses a free one; the server says which.
   FATHOM_HOST=127.0.0.1:0 FATHOM_MODELS=$work/models-$engine FATHOM_ENGINE=$engine "$fathom" serve >"$work/serve.log" 2>&1 &
   server=$!
