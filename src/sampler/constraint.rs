@@ -198,7 +198,8 @@ impl Constraint {
     }
 
     /// Whether the answer could end here.
-    pub fn may_end(&mut self) -> bool {
+    #[cfg(test)]
+    fn may_end(&mut self) -> bool {
         self.waits_for.is_empty() && self.matcher.is_accepting().unwrap_or(false)
     }
 }
